@@ -1,0 +1,204 @@
+"""A model on disk: `manifest.json` and `model.safetensors`, no pickle, same model = same bytes.
+
+The manifest names the factory and its arguments, the edits that lead from what the factory builds to this
+network, the tensors that share memory, the masked and the frozen tensors, and where the model came from.
+Loading runs no code but the factory, which must be the caller's, the recipe's or an installed plugin's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from compress_core.catalog import catalog
+from compress_core.errors import ArtifactError, CompressError
+from compress_core.factory import build_model
+from compress_core.files import read_manifest, replacing, write_manifest, write_tensors
+from compress_core.masks import hold_zeros, masked_tensors
+from compress_core.structure import Types, apply_edits, differences, torch_types
+
+TENSORS = "model.safetensors"
+
+
+def save(
+    model: nn.Module,
+    folder: Path | str,
+    *,
+    factory: str,
+    params: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Save a network that grew from what `factory(**params)` builds; `folder` is replaced whole.
+
+    Raises:
+        ArtifactError: something in the network cannot be represented; nothing is written.
+    """
+    folder = Path(folder)
+    try:
+        fresh = build_model(factory, params or {}, error=ArtifactError)
+        edits = differences(model, fresh, module_types())
+        tensors, ties = _tensors(model)
+        passing = {name: tensor for name, tensor in _passing_buffers(model) if not _equals(fresh, name, tensor)}
+        content = {
+            "kind": "model",
+            "factory": factory,
+            "params": dict(params or {}),
+            "edits": edits,
+            "ties": ties,
+            "masked": masked_tensors(model),
+            "frozen": _frozen(model, apply_edits(fresh, edits, module_types())),
+            "provenance": dict(provenance or {}),
+        }
+        with replacing(folder) as temporary:
+            write_tensors(temporary / TENSORS, {**tensors, **passing})
+            write_manifest(temporary, content)
+            _compare(model, load(temporary, factory=factory))
+    except CompressError as error:
+        raise error.inside(str(folder)) if not error.where else error from error.__cause__
+
+
+def load(folder: Path | str, *, factory: str | None = None, trust: Collection[str] = ()) -> nn.Module:
+    """Load a network in eval mode.
+
+    Args:
+        folder: what `save` wrote.
+        factory: the import string that the caller expects and trusts.
+        trust: further import strings that may be run.
+
+    Raises:
+        ArtifactError: the folder is missing or altered, its factory is not trusted or does not fit any more.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder, kind="model")
+    named = str(manifest["factory"])
+    packages = {plugin.package for plugin in catalog().plugins if not plugin.error}
+    if named not in {factory, *trust} and named.partition(":")[0].partition(".")[0] not in packages:
+        raise ArtifactError(
+            f"its factory {named!r} is not trusted: loading would run it",
+            where=str(folder),
+            mend=f"if you trust it, pass factory={named!r}",
+        )
+    try:
+        model = build_model(named, manifest["params"], error=ArtifactError)
+        model = apply_edits(model, manifest["edits"], module_types())
+        _fill(model, folder / TENSORS, manifest["ties"])
+        for name in manifest["masked"]:
+            path, _, tensor = name.rpartition(".")
+            hold_zeros(model.get_submodule(path), tensor)
+        for name in manifest["frozen"]:
+            model.get_parameter(name).requires_grad_(False)
+    except AttributeError as error:
+        raise ArtifactError(f"the manifest does not fit the network: {error}", where=str(folder)) from error
+    except ArtifactError as error:
+        raise error.inside(str(folder)) from error.__cause__
+    return model.eval()
+
+
+def module_types() -> Types:
+    """The module types that a saved model may contain."""
+    return {**torch_types(), **catalog().modules}
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and persistent buffers, a shared one under each of its names."""
+    yield from model.named_parameters(remove_duplicate=False)
+    passing = {name for name, _ in _passing_buffers(model)}
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if name not in passing:
+            yield name, buffer
+
+
+def _passing_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name in sorted(module._non_persistent_buffers_set):
+            if (buffer := module._buffers.get(name)) is not None:
+                yield f"{path}.{name}" if path else name, buffer
+
+
+def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors to be written, and for each further name of a shared one the name it is written under."""
+    written: dict[str, Tensor] = {}
+    ties: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for name, tensor in sorted(_named_tensors(model), key=lambda entry: entry[0]):
+        if id(tensor) in first:
+            ties[name] = first[id(tensor)]
+        else:
+            first[id(tensor)] = name
+            written[name] = tensor
+    return written, ties
+
+
+def _equals(model: nn.Module, name: str, tensor: Tensor) -> bool:
+    try:
+        other = model.get_buffer(name)
+    except AttributeError:
+        return False
+    return _same_bits(tensor, other)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors agree bit for bit, NaN included."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    flat = [tensor.detach().cpu().contiguous().view(-1).view(torch.uint8) for tensor in (one, other)]
+    return torch.equal(*flat)
+
+
+def _frozen(model: nn.Module, fresh: nn.Module) -> list[str]:
+    """Parameters that train in a fresh network and no longer in this one."""
+    trainable = {name for name, parameter in fresh.named_parameters(remove_duplicate=False) if parameter.requires_grad}
+    return sorted(
+        name for name, parameter in model.named_parameters() if name in trainable and not parameter.requires_grad
+    )
+
+
+def _fill(model: nn.Module, path: Path, ties: Mapping[str, str]) -> None:
+    """Give every tensor its saved value; shared ones become one object again."""
+    filled: dict[str, Tensor] = {}
+    with safe_open(path, framework="pt") as file:
+        stored = set(file.keys())
+        wanted = {name: tensor for name, tensor in _named_tensors(model)}
+        wanted |= {name: tensor for name, tensor in _passing_buffers(model) if name in stored}
+        if unknown := sorted((stored | set(ties)) - set(wanted)):
+            raise ArtifactError(f"the network has no tensor {unknown[0]!r}, which {path.name} holds")
+        for name, place in sorted(wanted.items(), key=lambda entry: entry[0] in ties):
+            if name in ties:
+                _assign(model, name, filled[ties[name]])
+                continue
+            if name not in stored:
+                raise ArtifactError(f"{path.name} has no tensor {name!r}", mend="run the step that made it again")
+            if list(place.shape) != file.get_slice(name).get_shape():
+                raise ArtifactError(
+                    f"{name!r} has the shape {file.get_slice(name).get_shape()}, the network wants {list(place.shape)}",
+                    mend="the factory's code has changed since the model was saved: run its step again",
+                )
+            value = file.get_tensor(name)
+            if isinstance(place, nn.Parameter):
+                value = nn.Parameter(value, requires_grad=place.requires_grad)
+            filled[name] = value
+            _assign(model, name, value)
+
+
+def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, own = name.rpartition(".")
+    module = model.get_submodule(path)
+    if isinstance(tensor, nn.Parameter):
+        module._parameters[own] = tensor
+    else:
+        module._buffers[own] = tensor
+
+
+def _compare(model: nn.Module, loaded: nn.Module) -> None:
+    """Refuse a save whose result is not the same network."""
+    for name, tensor in {**dict(_named_tensors(model)), **dict(_passing_buffers(model))}.items():
+        parent = loaded.get_submodule(name.rpartition(".")[0])
+        if not _same_bits(tensor, getattr(parent, name.rpartition(".")[2])):
+            raise ArtifactError(f"the tensor {name!r} does not survive the round trip")
+    if edits := differences(model, loaded, module_types()):
+        raise ArtifactError(f"the module {edits[0]['path']!r} does not survive the round trip: {edits[0]['op']}")

@@ -1,0 +1,47 @@
+"""Building a network from its factory, without disturbing anybody's random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress_core.errors import CompressError, ModelError
+from compress_core.imports import resolve
+
+
+def build_model(
+    factory: str,
+    params: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    where: str = "model",
+    error: type[CompressError] = ModelError,
+) -> nn.Module:
+    """Call a factory by its import string.
+
+    Raises:
+        CompressError: of the type `error`: it does not resolve, raises, or returns no `nn.Module`.
+    """
+    make = resolve(factory, error, f"{where}.factory")
+    if not callable(make):
+        raise error(f"{factory!r} is no function or class", where=f"{where}.factory")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = make(**params)
+        except CompressError:
+            raise
+        except Exception as failure:
+            raise error(
+                f"{factory!r} fails with {type(failure).__name__}: {failure}", where=f"{where}.params"
+            ) from failure
+    if not isinstance(model, nn.Module):
+        raise error(
+            f"{factory!r} returns {type(model).__name__}",
+            where=f"{where}.factory",
+            mend="name a class or function that returns a torch.nn.Module",
+        )
+    return model

@@ -1,0 +1,61 @@
+"""Import strings, `package.module:attribute`: the door through which a user's own code comes in."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from compress_core.errors import CompressError, suggest
+
+
+def split_import(text: str, error: type[CompressError], where: str) -> tuple[str, str]:
+    """Split `package.module:attribute` into its two halves."""
+    module, _, attribute = text.partition(":")
+    names = [*module.split("."), *attribute.split(".")]
+    if not all(name.isidentifier() for name in names):
+        raise error(f"{text!r} is no import string", where=where, mend="write package.module:attribute")
+    return module, attribute
+
+
+def resolve(text: str, error: type[CompressError], where: str) -> Any:
+    """Import what an import string names, from the working directory or the environment.
+
+    Raises:
+        CompressError: of the type `error`, placed at `where`.
+    """
+    module_name, attribute = split_import(text, error, where)
+    if (here := str(Path.cwd())) not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = import_module(module_name)
+    except ModuleNotFoundError as missing:
+        if missing.name is not None and f"{module_name}.".startswith(f"{missing.name}."):
+            raise error(
+                f"{text!r} does not resolve: there is no module {missing.name!r}",
+                where=where,
+                mend=f"put it into {here} or install the package that has it",
+            ) from missing
+        raise error(
+            f"{text!r} does not resolve: its module needs {missing.name!r}", where=where, mend="install that package"
+        ) from missing
+    except Exception as failure:
+        raise error(
+            f"{text!r} does not resolve: {module_name} fails on import with {failure!r}", where=where
+        ) from failure
+    for name in attribute.split("."):
+        if not hasattr(found, name):
+            raise error(f"{text!r} does not resolve: no {name!r} there", where=where, mend=suggest(name, dir(found)))
+        found = getattr(found, name)
+    return found
+
+
+def source_of(module: str) -> Path | None:
+    """The file of a top-level module or package, found without importing it."""
+    try:
+        spec = find_spec(module.partition(".")[0])
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec is not None and spec.origin not in {None, "built-in", "frozen"} else None  # type: ignore[arg-type]

@@ -1,0 +1,139 @@
+"""Quality, bytes, MACs and counts of a network, as it would be deployed.
+
+Timing is in `timing.py`: it needs several networks in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from compress_core.data import Batch
+from compress_core.files import MANIFEST, read_manifest
+from compress_core.modes import evaluating
+from compress_core.parts import Task
+
+CONFIDENCE = 0.95
+RESAMPLES = 200
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A task's metric with its 95 % interval."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    examples: int
+    higher_is_better: bool = True
+
+    def better_than(self, other: Quality | None) -> bool:
+        """Whether this value is strictly better."""
+        if other is None or other.value != other.value:
+            return True
+        return self.value > other.value if self.higher_is_better else self.value < other.value
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a network consists of. A multiply with its add is one MAC; a sparse MAC counts like any other."""
+
+    parameters: int
+    nonzero: int
+    macs: int
+
+
+def forward_with(model: Callable[..., Any], task: Task, batch: Batch) -> Any:
+    """Call a network, or an exported one, on a batch."""
+    arguments, keywords = task.inputs(batch)
+    return model(*arguments, **keywords)
+
+
+@torch.no_grad()
+def quality(model: Callable[..., Any], data: Iterable[Batch], task: Task) -> Quality:
+    """The task's quality over batches, in eval mode; each module's own mode is restored."""
+    if isinstance(model, nn.Module):
+        with evaluating(model):
+            pairs = [
+                (task.logits(forward_with(model, task, batch)).float().cpu(), task.target(batch).cpu())
+                for batch in data
+            ]
+    else:
+        pairs = [(task.logits(forward_with(model, task, batch)), task.target(batch)) for batch in data]
+    logits, target = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))
+    name, metric = next(iter(task.metrics(logits).items()))
+    value = float(metric(logits, target))
+    low, high = wilson(value, len(target)) if task.proportion else bootstrap(metric, logits, target)
+    return Quality(name, value, low, high, len(target), bool(metric.higher_is_better))
+
+
+def wilson(share: float, examples: int) -> tuple[float, float]:
+    """The score interval of a share of independent examples (Wilson 1927, eq. 4)."""
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    center = share + z * z / (2 * examples)
+    spread = z * (share * (1 - share) / examples + z * z / (4 * examples**2)) ** 0.5
+    scale = 1 + z * z / examples
+    return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
+
+
+def bootstrap(metric: Any, logits: Tensor, target: Tensor) -> tuple[float, float]:
+    """The percentile interval over seeded resamples of the examples (Efron 1979)."""
+    generator = torch.Generator().manual_seed(0)
+    values = []
+    for _ in range(RESAMPLES):
+        chosen = torch.randint(len(target), (len(target),), generator=generator)
+        metric.reset()
+        values.append(float(metric(logits[chosen], target[chosen])))
+    tail = (1 - CONFIDENCE) / 2
+    found = torch.quantile(
+        torch.tensor(values, dtype=torch.float64), torch.tensor([tail, 1 - tail], dtype=torch.float64)
+    )
+    return float(found[0]), float(found[1])
+
+
+def counts(model: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]]) -> Counts:
+    """Parameters, parameters that are not zero, and MACs for one example."""
+    arguments, keywords = example
+    size = next(len(value) for value in _tensors((arguments, keywords)))
+    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(*arguments, **keywords)
+    parameters = list(model.parameters())
+    return Counts(
+        parameters=sum(parameter.numel() for parameter in parameters),
+        nonzero=sum(int(torch.count_nonzero(parameter)) for parameter in parameters),
+        macs=counter.get_total_flops() // (2 * size),
+    )
+
+
+def _tensors(value: Any) -> Iterable[Tensor]:
+    match value:
+        case Tensor():
+            yield value
+        case dict():
+            for entry in value.values():
+                yield from _tensors(entry)
+        case tuple() | list():
+            for entry in value:
+                yield from _tensors(entry)
+
+
+def shipped_bytes(folder: Path) -> int:
+    """The bytes of the files that would be shipped, as they lie on disk.
+
+    A model needs its manifest to be rebuilt; an exported file runs without ours.
+    """
+    manifest = read_manifest(folder)
+    files = sum(int(entry["bytes"]) for entry in manifest["files"].values())
+    return files + ((folder / MANIFEST).stat().st_size if manifest["kind"] == "model" else 0)

@@ -1,0 +1,193 @@
+"""What a plugin may provide: Technique, TrainingTechnique, DataSource, Task, Exporter.
+
+A part is a frozen pydantic model: its fields are its parameters, their attribute docstrings are the
+documentation of the parameters, and its class docstring is its own. A part holds no state; what a
+technique needs while the network trains lives in the `nn.Module` that `begin` returns.
+
+Importing this module imports no torch, so that a recipe is checked in a moment. Plugins keep it so by
+importing their mathematics inside the methods that use it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from compress_core.plan import TrainingPlan
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torchmetrics import Metric
+
+    from compress_core.data import Batch, Split, Splits
+    from compress_core.run import Run
+
+__all__ = [
+    "Change",
+    "DataSource",
+    "Exporter",
+    "Part",
+    "Task",
+    "Technique",
+    "TrainingPlan",
+    "TrainingTechnique",
+]
+
+
+class Change(StrEnum):
+    """What a technique changes in a network; it decides what may follow it and in which order."""
+
+    ARCHITECTURE = "architecture"
+    WEIGHTS = "weights"
+    NUMBERS = "numbers"
+    """The format of the numbers: integers, codes. Only export and evaluation may follow."""
+    TRAINING = "training"
+    """How the network trains, and nothing by itself."""
+
+
+class Part(BaseModel, ABC):
+    """Parameters of something that a plugin provides, found in recipes by `name`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    name: ClassVar[str]
+    """What a recipe calls it."""
+
+
+class Technique(Part):
+    """Makes a network smaller, faster or better: a model in, a model out."""
+
+    needs_teacher: ClassVar[bool] = False
+    """Whether the step must name a teacher."""
+    after_training: ClassVar[bool] = False
+    """Whether it works after the training of its step rather than before."""
+    reopens_numbers: ClassVar[bool] = False
+    """Whether it may follow a change of NUMBERS, and undoes it."""
+
+    @property
+    def changes(self) -> frozenset[Change]:
+        """What these parameters change."""
+        return frozenset({Change.WEIGHTS})
+
+    @abstractmethod
+    def apply(self, model: nn.Module, run: Run) -> nn.Module:
+        """Return the changed network. It may change `model`, which is the step's own copy, in place."""
+
+
+class TrainingTechnique(Technique):
+    """A technique that works while the network trains, alone or together with others in one step.
+
+    The loop calls `plan`, `prepare`, `begin`, then `loss`, `after_backward` and `after_step` at every
+    update, and `finish` once, on the best checkpoint. With no epochs it calls `plan`, `prepare`, `begin`,
+    `after_step(progress=1)` and `finish`.
+    """
+
+    needs_epochs: ClassVar[bool] = False
+    """Whether it does nothing unless some technique of the step brings epochs."""
+
+    @property
+    def brings_epochs(self) -> bool:
+        """Whether these parameters make the step train."""
+        return False
+
+    def apply(self, model: nn.Module, run: Run) -> nn.Module:
+        """Train with this technique alone."""
+        return run.train(model, [self])
+
+    def plan(self, plan: TrainingPlan, run: Run) -> TrainingPlan:
+        """Return the plan with this technique's wishes in it."""
+        return plan
+
+    def prepare(self, model: nn.Module, run: Run) -> nn.Module:
+        """Change the network for training: fake quantizers, factors, another dropout rate."""
+        return model
+
+    def begin(self, model: nn.Module, run: Run) -> nn.Module | None:
+        """Return the state of this training, or None.
+
+        Called after every `prepare` and before the optimizer is made. The state's parameters join the
+        optimizer and its buffers the checkpoint; neither is saved with the network. It may not own a
+        parameter of the network.
+        """
+        return None
+
+    def loss(self, batch: Batch, output: Any, model: nn.Module, state: nn.Module | None, run: Run) -> Tensor | None:
+        """Return a term (a scalar) beside the task's loss, or None."""
+        return None
+
+    def after_backward(self, model: nn.Module, state: nn.Module | None, progress: float, run: Run) -> None:
+        """Read or change the gradients, before the update."""
+
+    def after_step(self, model: nn.Module, state: nn.Module | None, progress: float, run: Run) -> None:
+        """Act after an update; `progress` is the share of all updates that are done, in (0, 1]."""
+
+    def finish(self, model: nn.Module, state: nn.Module | None, run: Run) -> nn.Module:
+        """Return the network as it is to be kept, from the best checkpoint."""
+        return model
+
+
+class DataSource(Part):
+    """Where the examples come from."""
+
+    @abstractmethod
+    def splits(self, seed: int) -> Splits:
+        """Read the examples; `seed` decides whatever is split or sampled."""
+
+    def files(self) -> tuple[Path, ...]:
+        """The files it reads, so that a change in one of them is noticed."""
+        return ()
+
+    def imports(self) -> tuple[str, ...]:
+        """The import strings it resolves, so that a change in the user's code is noticed."""
+        return ()
+
+
+class Task(Part):
+    """What the network is for: how a batch goes in, and how its output is judged."""
+
+    proportion: ClassVar[bool] = False
+    """Whether the quality is a share of examples, whose interval is Wilson's; else it is bootstrapped."""
+
+    @abstractmethod
+    def inputs(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the positional and keyword arguments of the network's forward."""
+
+    @abstractmethod
+    def loss(self, output: Any, batch: Batch) -> Tensor:
+        """Return the mean loss of a batch, a scalar."""
+
+    @abstractmethod
+    def logits(self, output: Any) -> Tensor:
+        """Return the tensor in the network's output that is learned from and judged."""
+
+    @abstractmethod
+    def target(self, batch: Batch) -> Tensor:
+        """Return what the metrics compare the logits with."""
+
+    @abstractmethod
+    def metrics(self, logits: Tensor) -> Mapping[str, Metric]:
+        """Return the metrics by name, for logits of this shape; the first one is the quality."""
+
+    def size(self, batch: Batch) -> int:
+        """Return the number of examples in a batch."""
+        return len(next(iter(batch.values())))
+
+    def check(self, output: Any, split: Split) -> None:
+        """Raise a `DataError` if the split cannot be learned by a network with such an output."""
+
+
+class Exporter(Part):
+    """A file format and the runtime that runs it; `use: {export: {format: NAME}}` finds it by name."""
+
+    @abstractmethod
+    def export(self, model: nn.Module, folder: Path, example: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+        """Write the network's files into `folder`. The first axis of every example input is the batch."""
+
+    @abstractmethod
+    def load(self, folder: Path, threads: int) -> Callable[..., Any]:
+        """Open the files in their runtime; the result is called like the network, tensors in, tensors out."""

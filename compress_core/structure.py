@@ -1,0 +1,397 @@
+"""How a network's architecture differs from the one its factory builds, as data.
+
+`differences(model, fresh)` walks both networks and lists edits; `apply_edits(fresh, edits)` makes a network
+of the same shape. An edit is JSON:
+
+    {"op": "replace", "path": "block.conv", "module": {"type", "arguments", "edits"}}
+    {"op": "alias", "path": "b", "same_as": "a"}            one module in two places
+    {"op": "tensors", "path": "block", "tensors": {name: {"kind", "shape", "dtype"}}}
+    {"op": "drop_tensor", "path": "block", "name": "bias"}
+    {"op": "setattr", "path": "block", "name": "heads", "value": 3}
+    {"op": "remove", "path": "block.skip"}
+
+A replaced module is built from its type's constructor arguments and then edited in the same way, children
+included. Types that may be built are an allow-list: torch.nn's own and those that plugins register.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
+
+from compress_core.errors import ArtifactError
+
+Edit = dict[str, Any]
+Types = Mapping[str, type]
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+_EMPTY_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_PLACEMENT = {"self", "device", "dtype"}
+
+
+def qualified_name(kind: type) -> str:
+    """How an edit calls a type of modules."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def torch_types() -> dict[str, type]:
+    """Every module type of torch.nn."""
+    found = {qualified_name(kind): kind for kind in vars(nn).values() if isinstance(kind, type)}
+    extra = {qualified_name(kind): kind for kind in (nn.modules.linear.NonDynamicallyQuantizableLinear,)}
+    return {
+        name: kind for name, kind in (found | extra).items() if issubclass(kind, nn.Module) and kind is not nn.Module
+    }
+
+
+def differences(model: nn.Module, fresh: nn.Module, types: Types) -> list[Edit]:
+    """List the edits that give `fresh` the architecture of `model`, which has the same type.
+
+    Raises:
+        ArtifactError: the difference cannot be represented; the message names the module.
+    """
+    if type(model) is not type(fresh):
+        return [{"op": "replace", "path": "", "module": _describe(model, "", types)}]
+    return list(_walk(model, fresh, "", types, {}))
+
+
+def apply_edits(model: nn.Module, edits: list[Edit], types: Types) -> nn.Module:
+    """Edit a fresh network in place and return it; a replaced root is another object.
+
+    Raises:
+        ArtifactError: an edit does not fit the network.
+    """
+    for edit in edits:
+        try:
+            model = _apply(model, edit, types)
+        except ArtifactError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ArtifactError(
+                f"the edit {edit.get('op')!r} of {edit.get('path')!r} does not fit the network: {error!r}",
+                mend="the factory's code has changed since the model was saved: run its step again",
+            ) from error
+    return model
+
+
+def _walk(module: nn.Module, fresh: nn.Module, path: str, types: Types, seen: dict[int, str]) -> Iterator[Edit]:
+    """Edits of two modules of one type. `seen` holds the path at which each module of the model was met first."""
+    seen[id(module)] = path
+    _refuse_hidden_state(module, fresh, path)
+    yield from _attribute_edits(module, fresh, path)
+    yield from _tensor_edits(module, fresh, path)
+    for name in fresh._modules:
+        if module._modules.get(name) is None and fresh._modules[name] is not None:
+            yield {"op": "remove", "path": _join(path, name)}
+    for name, child in module._modules.items():
+        if child is None:
+            continue
+        place = _join(path, name)
+        other = fresh._modules.get(name)
+        if id(child) in seen:
+            if other is None or not _is_alias(fresh, name, seen[id(child)], path):
+                yield {"op": "alias", "path": place, "same_as": seen[id(child)]}
+        elif other is None or _must_rebuild(child, other):
+            seen[id(child)] = place
+            yield {"op": "replace", "path": place, "module": _describe(child, place, types)}
+        else:
+            yield from _walk(child, other, place, types, seen)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _is_alias(fresh: nn.Module, name: str, target: str, path: str) -> bool:
+    """Whether the fresh network shares the same module at the same two sibling places."""
+    parent, _, sibling = target.rpartition(".")
+    return parent == path and fresh._modules.get(sibling) is fresh._modules[name]
+
+
+def _must_rebuild(module: nn.Module, fresh: nn.Module) -> bool:
+    """Whether a module is another type, or one of torch's leaves with other constructor arguments."""
+    if type(module) is not type(fresh):
+        return True
+    if isinstance(module, _EMPTY_CONTAINERS) or module._modules or qualified_name(type(module)) not in torch_types():
+        return False
+    return _arguments(module) != _arguments(fresh)
+
+
+def _describe(module: nn.Module, path: str, types: Types) -> dict[str, Any]:
+    """A module as its type, constructor arguments and what differs from a fresh one of these."""
+    name = qualified_name(type(module))
+    if name not in types:
+        raise ArtifactError(
+            f"the module {path or 'at the root'!r} has the type {name}, which nothing can rebuild",
+            mend="register the type in a plugin's `register_modules` hook, or build it in the model's factory",
+        )
+    arguments = _arguments(module)
+    if arguments is None:
+        raise ArtifactError(
+            f"the module {path!r} of type {name} does not keep its constructor's arguments",
+            mend="give the type a method `arguments()` that returns them",
+        )
+    encoded = {key: encode(value, path) for key, value in arguments.items()}
+    fresh = _construct(types[name], arguments, path)
+    return {"type": name, "arguments": encoded, "edits": list(_walk(module, fresh, "", types, {}))}
+
+
+def _construct(kind: type, arguments: Mapping[str, Any], path: str) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        try:
+            built = kind(**arguments)
+        except Exception as error:
+            raise ArtifactError(f"the module {path!r} cannot be built from its arguments: {error!r}") from error
+    assert isinstance(built, nn.Module)
+    return built
+
+
+def _arguments(module: nn.Module) -> dict[str, Any] | None:
+    """The constructor arguments of a module, without those at their defaults; None if it does not keep them."""
+    match module:
+        case nn.Sequential() | nn.ModuleList() | nn.ModuleDict():
+            return {}
+        case nn.RNNBase():
+            signature = inspect.signature(nn.RNNBase.__init__)
+            left_out = {*_PLACEMENT, "mode"}
+        case _:
+            if callable(own := getattr(module, "arguments", None)):
+                return dict(own())
+            signature = inspect.signature(type(module).__init__)
+            left_out = _PLACEMENT
+    found: dict[str, Any] = {}
+    for name, parameter in signature.parameters.items():
+        if (
+            name in left_out
+            or name.startswith("_")
+            or parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}
+        ):
+            continue
+        known, value = _argument(module, name)
+        if not known:
+            return None
+        if value != parameter.default or isinstance(value, bool) != isinstance(parameter.default, bool):
+            found[name] = value
+    if isinstance(module, nn.RNN) and module.nonlinearity != "tanh":
+        found["nonlinearity"] = module.nonlinearity
+    return found
+
+
+def _argument(module: nn.Module, name: str) -> tuple[bool, Any]:
+    """Whether a module keeps a constructor argument, and its value; a tensor means that it was asked for."""
+    if isinstance(module, nn.MultiheadAttention) and name in {"bias", "add_bias_kv"}:
+        return True, (module.in_proj_bias if name == "bias" else module.bias_k) is not None
+    if not hasattr(module, name):
+        return False, None
+    value = getattr(module, name)
+    if isinstance(value, Tensor) or (name == "bias" and value is None):
+        return True, value is not None
+    return True, value
+
+
+def _attribute_edits(module: nn.Module, fresh: nn.Module, path: str) -> Iterator[Edit]:
+    fresh_attributes = _attributes(fresh)
+    for name, value in _attributes(module).items():
+        if is_plain(value):
+            if name not in fresh_attributes or not _same(fresh_attributes[name], value):
+                yield {"op": "setattr", "path": path, "name": name, "value": encode(value, path)}
+        elif name not in fresh_attributes:
+            raise ArtifactError(
+                f"the module {path or 'at the root'!r} has got an attribute {name!r} of type {type(value).__name__}",
+                mend="keep only numbers, strings and tuples of them beside tensors and modules",
+            )
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if not name.startswith("_") and name != "training"}
+
+
+def _same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and bool(one == other)
+
+
+def _tensor_edits(module: nn.Module, fresh: nn.Module, path: str) -> Iterator[Edit]:
+    tensors, fresh_tensors = own_tensors(module), own_tensors(fresh)
+    for name in fresh_tensors:
+        if name not in tensors:
+            yield {"op": "drop_tensor", "path": path, "name": name}
+    changed = {
+        name: spec
+        for name, tensor in tensors.items()
+        if (spec := _spec(module, name, tensor))
+        != (_spec(fresh, name, fresh_tensors[name]) if name in fresh_tensors else None)
+    }
+    if changed:
+        yield {"op": "tensors", "path": path, "tensors": changed}
+
+
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of one module, without its children's."""
+    return {name: tensor for name, tensor in {**module._parameters, **module._buffers}.items() if tensor is not None}
+
+
+def _spec(module: nn.Module, name: str, tensor: Tensor) -> dict[str, Any]:
+    if name in module._parameters:
+        kind = "parameter"
+    else:
+        kind = "passing buffer" if name in module._non_persistent_buffers_set else "buffer"
+    return {"kind": kind, "shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+
+
+def _refuse_hidden_state(module: nn.Module, fresh: nn.Module, path: str) -> None:
+    place = f"the module {path or 'at the root'!r}"
+    if parametrize.is_parametrized(module) and not parametrize.is_parametrized(fresh):
+        raise ArtifactError(
+            f"{place} still has a parametrization", mend="call torch.nn.utils.parametrize.remove_parametrizations"
+        )
+    if any(name.endswith("_mask") and f"{name[:-5]}_orig" in module._parameters for name in module._buffers):
+        raise ArtifactError(
+            f"{place} still has a mask of torch.nn.utils.prune", mend="call torch.nn.utils.prune.remove"
+        )
+    for hooks in _HOOKS:
+        if len(getattr(module, hooks)) > len(getattr(fresh, hooks)):
+            raise ArtifactError(f"{place} still has a hook ({hooks})", mend="remove the hook's handle")
+    if "forward" in vars(module) and "forward" not in vars(fresh):
+        raise ArtifactError(f"{place} has a replaced `forward`", mend="make it a method of a registered type")
+    for name, tensor in own_tensors(module).items():
+        if type(tensor) not in {Tensor, nn.Parameter, nn.Buffer}:
+            raise ArtifactError(
+                f"{place} holds {name!r} as {type(tensor).__name__}, a tensor subclass",
+                mend="keep plain tensors in a registered module type",
+            )
+    if type(module).get_extra_state is not nn.Module.get_extra_state:
+        raise ArtifactError(f"{place} has extra state that is no tensor", mend="keep it in buffers")
+    if isinstance(module, LazyModuleMixin):
+        raise ArtifactError(f"{place} is lazy and has no shape yet", mend="run the network once")
+
+
+def _apply(model: nn.Module, edit: Edit, types: Types) -> nn.Module:
+    path = str(edit["path"])
+    match edit["op"]:
+        case "replace":
+            return _place(model, path, _rebuild(edit["module"], path, types))
+        case "alias":
+            return _place(model, path, model.get_submodule(edit["same_as"]))
+        case "remove":
+            parent, name = _parent(model, path)
+            del parent._modules[name]
+        case "setattr":
+            name = str(edit["name"])
+            if name.startswith("_"):
+                raise ArtifactError(f"the edit of {path!r} touches the private attribute {name!r}")
+            setattr(model.get_submodule(path), name, decode(edit["value"]))
+        case "drop_tensor":
+            module = model.get_submodule(path)
+            owner = module._parameters if edit["name"] in module._parameters else module._buffers
+            owner[str(edit["name"])] = None  # type: ignore[assignment]
+        case "tensors":
+            module = model.get_submodule(path)
+            for name, spec in edit["tensors"].items():
+                _put_tensor(module, str(name), spec)
+        case other:
+            raise ArtifactError(f"unknown edit {other!r}", mend="it was saved by a newer version of compress")
+    return model
+
+
+def _parent(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    parent, _, name = path.rpartition(".")
+    return model.get_submodule(parent), name
+
+
+def _place(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
+    if not path:
+        return module
+    parent, name = _parent(model, path)
+    parent._modules[name] = module
+    return model
+
+
+def _rebuild(description: Mapping[str, Any], path: str, types: Types) -> nn.Module:
+    name = str(description["type"])
+    if name not in types:
+        raise ArtifactError(
+            f"the module {path!r} has the type {name}, which no installed plugin registers",
+            mend=f"install the plugin that has {name.partition('.')[0]}",
+        )
+    arguments = {key: decode(value) for key, value in description["arguments"].items()}
+    return apply_edits(_construct(types[name], arguments, path), description["edits"], types)
+
+
+def _put_tensor(module: nn.Module, name: str, spec: Mapping[str, Any]) -> None:
+    """Make room for a tensor; its values are loaded afterwards."""
+    tensor = torch.empty(tuple(spec["shape"]), dtype=_dtype(spec["dtype"]), device="meta")
+    if spec["kind"] == "parameter":
+        module._buffers.pop(name, None)
+        module.register_parameter(name, nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
+    else:
+        module._parameters.pop(name, None)
+        module.register_buffer(name, tensor, persistent=spec["kind"] == "buffer")
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise ArtifactError(f"unknown number format {name!r}")
+    return found
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value can stand in a manifest."""
+    match value:
+        case None | bool() | int() | float() | str() | torch.dtype():
+            return True
+        case tuple() | list():
+            return all(map(is_plain, value))
+        case dict():
+            return all(isinstance(key, str) and is_plain(entry) for key, entry in value.items())
+        case _:
+            return False
+
+
+def encode(value: Any, path: str = "") -> Any:
+    """A plain value as JSON from which `decode` makes the same value."""
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case torch.dtype():
+            return {"dtype": str(value).removeprefix("torch.")}
+        case list():
+            return [encode(entry, path) for entry in value]
+        case tuple():
+            return {"tuple": [encode(entry, path) for entry in value]}
+        case dict() if all(isinstance(key, str) for key in value):
+            return {"dict": {key: encode(entry, path) for key, entry in value.items()}}
+        case _:
+            raise ArtifactError(
+                f"the module {path!r} has an argument of type {type(value).__name__}",
+                mend="keep only numbers, strings and tuples of them",
+            )
+
+
+def decode(value: Any) -> Any:
+    """The value that `encode` was given."""
+    match value:
+        case {"tuple": entries}:
+            return tuple(decode(entry) for entry in entries)
+        case {"dict": entries}:
+            return {key: decode(entry) for key, entry in entries.items()}
+        case {"dtype": name}:
+            return _dtype(name)
+        case list():
+            return [decode(entry) for entry in value]
+        case _:
+            return value
