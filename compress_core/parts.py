@@ -62,6 +62,8 @@ class Part(BaseModel, ABC):
 class Technique(Part):
     """Makes a network smaller, faster or better: a model in, a model out."""
 
+    example: ClassVar[Mapping[str, Any]] = {}
+    """Parameters that show it at work; the documentation and the conformance kit use them."""
     needs_teacher: ClassVar[bool] = False
     """Whether the step must name a teacher."""
     after_training: ClassVar[bool] = False
