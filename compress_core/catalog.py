@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from itertools import pairwise
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -123,7 +124,7 @@ def read_catalog(points: Iterable[EntryPoint], disabled: str = "") -> Catalog:
 
 
 def _refuse_clashes(points: list[EntryPoint]) -> None:
-    for one, other in zip(points, points[1:], strict=False):
+    for one, other in pairwise(points):
         if one.name == other.name and one != other:
             raise PluginError(
                 f"two plugins are called {one.name!r}: {one.value} of {_distribution(one)[0]} "
@@ -138,16 +139,11 @@ def _distribution(point: EntryPoint) -> tuple[str, str]:
 
 def _load(point: EntryPoint) -> Plugin:
     distribution, version = _distribution(point)
-    about = {
-        "name": point.name,
-        "package": point.module.partition(".")[0],
-        "distribution": distribution,
-        "version": version,
-    }
+    plugin = Plugin(point.name, point.module.partition(".")[0], distribution, version)
     try:
-        return Plugin(**about, module=import_module(point.module))
+        return replace(plugin, module=import_module(point.module))
     except (Exception, SystemExit) as error:
-        return Plugin(**about, error=f"{type(error).__name__}: {error}")
+        return replace(plugin, error=f"{type(error).__name__}: {error}")
 
 
 def _register(manager: pluggy.PluginManager, plugin: Plugin) -> None:

@@ -58,4 +58,4 @@ def source_of(module: str) -> Path | None:
         spec = find_spec(module.partition(".")[0])
     except (ImportError, ValueError):
         return None
-    return Path(spec.origin) if spec is not None and spec.origin not in {None, "built-in", "frozen"} else None  # type: ignore[arg-type]
+    return Path(spec.origin) if spec is not None and spec.origin not in {None, "built-in", "frozen"} else None

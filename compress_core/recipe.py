@@ -330,7 +330,7 @@ class _Reader:
 
 
 def _plain(value: Any) -> Any:
-    """ruamel's annotated containers and numbers as plain ones."""
+    """The annotated containers and numbers of ruamel as plain ones."""
     match value:
         case Mapping():
             return {str(key): _plain(entry) for key, entry in value.items()}

@@ -45,6 +45,7 @@ class Run:
     """In eval mode, without gradients; the step's own copy."""
     logger: Callable[[str, float, int], None] = lambda name, value, step: None
     teller: Callable[[str], None] = lambda text: None
+    printer: Callable[[str], None] = lambda text: None
     max_batches: int | None = None
     """Trains and evaluates on that many batches only, to try a recipe out."""
 
@@ -70,7 +71,8 @@ class Run:
 
     def train(self, model: nn.Module, techniques: Sequence[TrainingTechnique]) -> nn.Module:
         """Train a network with the techniques together; the result is on the best checkpoint."""
-        return train(model, techniques, self)
+        trained: nn.Module = train(model, techniques, self)
+        return trained
 
     def evaluate(self, model: nn.Module) -> Quality:
         """The quality on the validation split. Restores each module's own mode."""
@@ -103,8 +105,12 @@ class Run:
         self.logger(name, float(value), step)
 
     def say(self, text: str) -> None:
-        """Tell the person who watches: what was chosen, what was left out and why."""
+        """Note for the report: what was chosen, what was left out and why, that nothing changed."""
         self.teller(text)
+
+    def progress(self, text: str) -> None:
+        """Tell the person who watches how far the work is."""
+        self.printer(text)
 
 
 def named_module(model: nn.Module, name: str) -> nn.Module:

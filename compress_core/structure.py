@@ -297,7 +297,7 @@ def _apply(model: nn.Module, edit: Edit, types: Types) -> nn.Module:
         case "drop_tensor":
             module = model.get_submodule(path)
             owner = module._parameters if edit["name"] in module._parameters else module._buffers
-            owner[str(edit["name"])] = None  # type: ignore[assignment]
+            owner[str(edit["name"])] = None
         case "tensors":
             module = model.get_submodule(path)
             for name, spec in edit["tensors"].items():

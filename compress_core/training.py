@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from compress_core.data import batch_count, batches
+from compress_core.data import Batch, batch_count, batches
 from compress_core.errors import TrainingError
 from compress_core.masks import HeldZeros, masked_tensors
 from compress_core.measure import Quality
@@ -45,6 +46,8 @@ def train(model: nn.Module, techniques: Sequence[TrainingTechnique], run: Run) -
     plan = TrainingPlan()
     for technique in techniques:
         plan = technique.plan(plan, run)
+    if run.max_batches is not None and plan.epochs:
+        plan = replace(plan, epochs=1, select_from=0.0)
     for technique in techniques:
         model = technique.prepare(model, run)
     model.to(run.device)
@@ -90,33 +93,36 @@ class _Best:
     epochs_since: int = 0
 
 
+@dataclass(frozen=True)
+class _Engine:
+    """What moves the weights, as accelerate has placed it."""
+
+    network: Callable[..., Any]
+    accelerator: Accelerator
+    optimizer: Any
+    scheduler: LambdaLR
+
+
+@dataclass
 class _Loop:
     """One training: everything that its epochs share."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        techniques: list[TrainingTechnique],
-        mine: dict[str, nn.Module | None],
-        states: nn.ModuleList,
-        plan: TrainingPlan,
-        run: Run,
-    ) -> None:
-        self.model, self.techniques, self.mine, self.states, self.plan, self.run = (
-            model,
-            techniques,
-            mine,
-            states,
-            plan,
-            run,
-        )
-        self.held = HeldZeros(model, masked_tensors(model))
-        self.steps_per_epoch = batch_count(len(run.splits.train), plan.batch_size, drop_last=True)
-        if run.max_batches is not None:
-            self.steps_per_epoch = min(self.steps_per_epoch, run.max_batches)
-        self.total = plan.epochs * self.steps_per_epoch
-        self.step = 0
-        self.best = _Best()
+    model: nn.Module
+    techniques: list[TrainingTechnique]
+    mine: dict[str, nn.Module | None]
+    """The state of each technique, by its name."""
+    states: nn.ModuleList
+    plan: TrainingPlan
+    run: Run
+    step: int = 0
+    best: _Best = field(default_factory=_Best)
+
+    def __post_init__(self) -> None:
+        self.held = HeldZeros(self.model, masked_tensors(self.model))
+        self.steps_per_epoch = batch_count(len(self.run.splits.train), self.plan.batch_size, drop_last=True)
+        if self.run.max_batches is not None:
+            self.steps_per_epoch = min(self.steps_per_epoch, self.run.max_batches)
+        self.total = self.plan.epochs * self.steps_per_epoch
 
     def run_epochs(self) -> None:
         """Train until the plan is done or nothing gets better, and go back to the best epoch."""
@@ -133,12 +139,13 @@ class _Loop:
         schedule = self.plan.schedule or (lambda progress: 1.0)
         scheduler = LambdaLR(optimizer, lambda step: schedule(min(1.0, step / self.total)))
         network, optimizer = accelerator.prepare(self.model, optimizer)
+        engine = _Engine(network, accelerator, optimizer, scheduler)
         parameters = {name: id(parameter) for name, parameter in self.model.named_parameters()}
         watched = next(iter(self.techniques)).name if self.techniques else "training"
         with tqdm(total=self.total, desc=watched, unit="step", leave=False, disable=None) as bar:
             for epoch in range(1, self.plan.epochs + 1):
                 self.model.train()
-                loss = self._epoch(epoch, network, accelerator, optimizer, scheduler, bar)
+                loss = self._epoch(epoch, engine, bar)
                 self._refuse_replaced_parameters(parameters)
                 if self._judge(epoch, loss, float(scheduler.get_last_lr()[0])):
                     break
@@ -158,44 +165,41 @@ class _Loop:
         groups = parameter_groups(self.model, self.states, self.plan.weight_decay)
         return self.plan.optimizer(groups) if self.plan.optimizer is not None else AdamW(groups)
 
-    def _epoch(
-        self,
-        epoch: int,
-        network: Callable[..., Any],
-        accelerator: Accelerator,
-        optimizer: Any,
-        scheduler: LambdaLR,
-        bar: Any,
-    ) -> float:
+    def _epoch(self, epoch: int, engine: _Engine, bar: Any) -> float:
+        """The mean loss of one pass over the training split."""
         total = torch.zeros((), device=self.run.device)
         count = 0
         for batch in self._batches(epoch):
-            arguments, keywords = self.run.task.inputs(batch)
-            with accelerator.autocast():
-                output = network(*arguments, **keywords)
-                loss = self._loss(batch, output)
-            if self.run.device == "cpu" and not torch.isfinite(loss):
-                raise self._diverged(epoch, float(loss))
-            accelerator.backward(loss)
-            progress = (self.step + 1) / self.total
-            for technique in self.techniques:
-                technique.after_backward(self.model, self.mine[technique.name], progress, self.run)
-            if self.plan.gradient_clip is not None:
-                accelerator.clip_grad_norm_(self.model.parameters(), self.plan.gradient_clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            scheduler.step()
-            self.step += 1
-            self.after_step(progress)
-            total += loss.detach()
+            total += self._update(batch, engine, epoch)
             count += 1
             bar.update()
         mean = float(total) / count
-        if mean != mean or mean in {float("inf"), float("-inf")}:
+        if not isfinite(mean):
             raise self._diverged(epoch, mean)
         return mean
 
-    def _batches(self, epoch: int) -> Iterator[dict[str, Tensor]]:
+    def _update(self, batch: Batch, engine: _Engine, epoch: int) -> Tensor:
+        """One update of the weights; the loss before it."""
+        arguments, keywords = self.run.task.inputs(batch)
+        with engine.accelerator.autocast():
+            output = engine.network(*arguments, **keywords)
+            loss = self._loss(batch, output)
+        if self.run.device == "cpu" and not torch.isfinite(loss):
+            raise self._diverged(epoch, float(loss))
+        engine.accelerator.backward(loss)
+        progress = (self.step + 1) / self.total
+        for technique in self.techniques:
+            technique.after_backward(self.model, self.mine[technique.name], progress, self.run)
+        if self.plan.gradient_clip is not None:
+            engine.accelerator.clip_grad_norm_(self.model.parameters(), self.plan.gradient_clip)
+        engine.optimizer.step()
+        engine.optimizer.zero_grad()
+        engine.scheduler.step()
+        self.step += 1
+        self.after_step(progress)
+        return loss.detach()
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(self.run.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.run.splits.train), generator=generator)
         found = batches(
@@ -203,7 +207,7 @@ class _Loop:
         )
         return islice(found, self.steps_per_epoch)
 
-    def _loss(self, batch: dict[str, Tensor], output: Any) -> Tensor:
+    def _loss(self, batch: Batch, output: Any) -> Tensor:
         loss = self.plan.task_weight * self.run.task.loss(output, batch)
         for regularizer in self.plan.regularizers:
             loss = loss + regularizer(self.model)
@@ -219,7 +223,7 @@ class _Loop:
         self.run.log("train/loss", loss, epoch)
         self.run.log("train/learning_rate", rate, epoch)
         self.run.log(f"validation/{quality.name}", quality.value, epoch)
-        self.run.say(
+        self.run.progress(
             f"epoch {epoch}/{self.plan.epochs}: loss {loss:.4f}, validation {quality.name} {quality.value:.4f}"
         )
         if self.step / self.total < self.plan.select_from - 1e-9 or self.plan.keep == "last":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -27,7 +27,7 @@ class Clip(Technique):
     """
 
     name = "clip"
-    example = {"share": 0.3}
+    example: ClassVar[dict[str, Any]] = {"share": 0.3}
 
     threshold: float | None = Field(default=None, ge=0)
     """The magnitude up to which weights go. Give this or `share`."""
