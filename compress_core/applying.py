@@ -8,7 +8,7 @@ from copy import deepcopy
 import torch
 from torch import nn
 
-from compress_core.errors import CompressError, ModelError
+from compress_core.errors import BrokenModelError, CompressError
 from compress_core.order import ordered
 from compress_core.parts import Change, Technique, TrainingTechnique
 from compress_core.run import Run
@@ -37,7 +37,7 @@ def check_runs(model: nn.Module, run: Run, techniques: Sequence[Technique] = ())
     """Run the example through the network in eval mode and, while it can be trained further, in train mode.
 
     Raises:
-        ModelError: it does not run, or its outputs are no numbers.
+        BrokenModelError: it does not run, or its outputs are no numbers.
     """
     blame = ", ".join(technique.name for technique in techniques) or "the factory"
     modes = [False] if any(Change.NUMBERS in technique.changes for technique in techniques) else [False, True]
@@ -50,12 +50,12 @@ def check_runs(model: nn.Module, run: Run, techniques: Sequence[Technique] = ())
                 output = copy(*arguments, **keywords)
         except Exception as error:
             mode = "train" if training else "eval"
-            raise ModelError(
+            raise BrokenModelError(
                 f"the network that {blame} made does not run in {mode} mode: {type(error).__name__}: {error}",
                 mend="check that the data's columns fit the network's forward, or leave the named layers out",
             ) from error
         if not training and not torch.isfinite(run.task.logits(output)).all():
-            raise ModelError(f"the network that {blame} made gives outputs that are not finite")
+            raise BrokenModelError(f"the network that {blame} made gives outputs that are not finite")
 
 
 def _apply(technique: Technique, model: nn.Module, run: Run) -> nn.Module:

@@ -4,6 +4,7 @@
     ├── RecipeError      params.yaml: the file, the step and the field
     ├── PluginError      a plugin that is missing, broken, misspelt or clashes with another
     ├── ModelError       a factory, or a network that a technique cannot handle
+    │   └── BrokenModelError     a network that no longer runs after a technique changed it
     ├── DataError        a data source, a column, a label
     ├── TrainingError    a training that cannot start or has diverged
     └── ArtifactError    a saved model that is missing, altered or cannot be represented
@@ -50,6 +51,10 @@ class PluginError(CompressError):
 
 class ModelError(CompressError):
     """A network cannot be built, or cannot be handled by a technique."""
+
+
+class BrokenModelError(ModelError):
+    """A network does not run, or gives no numbers, after a technique changed it."""
 
 
 class DataError(CompressError):
