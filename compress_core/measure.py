@@ -55,6 +55,26 @@ class Counts:
     macs: int
 
 
+@dataclass(frozen=True)
+class Metrics:
+    """What is known of a step's result: measured on the files that would be deployed, and counted in the network."""
+
+    quality: Quality
+    bytes: int
+    counts: Counts
+    notes: tuple[str, ...] = ()
+    """What the techniques said of their work."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "quality": self.quality.to_dict(),
+            "bytes": self.bytes,
+            **asdict(self.counts),
+            "notes": list(self.notes),
+        }
+
+
 def forward_with(model: Callable[..., Any], task: Task, batch: Batch) -> Any:
     """Call a network, or an exported one, on a batch."""
     arguments, keywords = task.inputs(batch)
