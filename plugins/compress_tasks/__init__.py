@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 from compress_core import hookimpl
 from compress_tasks.classification import Classification
+from compress_tasks.regression import Regression
 
 if TYPE_CHECKING:
     from compress_core.parts import Task
 
-__all__ = ["Classification"]
+__all__ = ["Classification", "Regression"]
 
 
 @hookimpl
 def register_tasks() -> list[type[Task]]:
     """The tasks of this plugin."""
-    return [Classification]
+    return [Classification, Regression]
