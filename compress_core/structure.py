@@ -4,6 +4,7 @@
 of the same shape. An edit is JSON:
 
     {"op": "replace", "path": "block.conv", "module": {"type", "arguments", "edits"}}
+    {"op": "adopt", "path": "block", "module": {"type", "arguments"}}  another type, with the children and tensors kept
     {"op": "alias", "path": "b", "same_as": "a"}            one module in two places
     {"op": "tensors", "path": "block", "tensors": {name: {"kind", "shape", "dtype"}}}
     {"op": "drop_tensor", "path": "block", "name": "bias"}
@@ -11,7 +12,8 @@ of the same shape. An edit is JSON:
     {"op": "remove", "path": "block.skip"}
 
 A replaced module is built from its type's constructor arguments and then edited in the same way, children
-included. Types that may be built are an allow-list: torch.nn's own and those that plugins register.
+included. A type with `adopts_children = True` takes over what the module that it replaces holds.
+Types that may be built are an allow-list: torch.nn's own and those that plugins register.
 """
 
 from __future__ import annotations
@@ -64,6 +66,8 @@ def differences(model: nn.Module, fresh: nn.Module, types: Types) -> list[Edit]:
     Raises:
         ArtifactError: the difference cannot be represented; the message names the module.
     """
+    if _adopts(model, fresh):
+        return list(_adoption(model, fresh, "", types, {}))
     if type(model) is not type(fresh):
         return [{"op": "replace", "path": "", "module": _describe(model, "", types)}]
     return list(_walk(model, fresh, "", types, {}))
@@ -105,11 +109,33 @@ def _walk(module: nn.Module, fresh: nn.Module, path: str, types: Types, seen: di
         if id(child) in seen:
             if other is None or not _is_alias(fresh, name, seen[id(child)], path):
                 yield {"op": "alias", "path": place, "same_as": seen[id(child)]}
+        elif other is not None and _adopts(child, other):
+            yield from _adoption(child, other, place, types, seen)
         elif other is None or _must_rebuild(child, other):
             seen[id(child)] = place
             yield {"op": "replace", "path": place, "module": _describe(child, place, types)}
         else:
             yield from _walk(child, other, place, types, seen)
+
+
+def _adopts(module: nn.Module, fresh: nn.Module) -> bool:
+    """Whether a module of another type has taken over the children and tensors of the fresh one."""
+    return type(module) is not type(fresh) and getattr(type(module), "adopts_children", False) is True
+
+
+def _adoption(module: nn.Module, fresh: nn.Module, path: str, types: Types, seen: dict[int, str]) -> Iterator[Edit]:
+    name, arguments = _type_and_arguments(module, path, types)
+    encoded = {key: encode(value, path) for key, value in arguments.items()}
+    yield {"op": "adopt", "path": path, "module": {"type": name, "arguments": encoded}}
+    yield from _walk(module, _adopt(_construct(types[name], arguments, path), fresh), path, types, seen)
+
+
+def _adopt(module: nn.Module, other: nn.Module) -> nn.Module:
+    """Give a new module everything that another one holds; the other keeps it too."""
+    module._modules = dict(other._modules)
+    module._parameters, module._buffers = dict(other._parameters), dict(other._buffers)
+    module._non_persistent_buffers_set = set(other._non_persistent_buffers_set)
+    return module
 
 
 def _join(path: str, name: str) -> str:
@@ -133,6 +159,13 @@ def _must_rebuild(module: nn.Module, fresh: nn.Module) -> bool:
 
 def _describe(module: nn.Module, path: str, types: Types) -> dict[str, Any]:
     """A module as its type, constructor arguments and what differs from a fresh one of these."""
+    name, arguments = _type_and_arguments(module, path, types)
+    encoded = {key: encode(value, path) for key, value in arguments.items()}
+    fresh = _construct(types[name], arguments, path)
+    return {"type": name, "arguments": encoded, "edits": list(_walk(module, fresh, "", types, {}))}
+
+
+def _type_and_arguments(module: nn.Module, path: str, types: Types) -> tuple[str, dict[str, Any]]:
     name = qualified_name(type(module))
     if name not in types:
         raise ArtifactError(
@@ -145,9 +178,7 @@ def _describe(module: nn.Module, path: str, types: Types) -> dict[str, Any]:
             f"the module {path!r} of type {name} does not keep its constructor's arguments",
             mend="give the type a method `arguments()` that returns them",
         )
-    encoded = {key: encode(value, path) for key, value in arguments.items()}
-    fresh = _construct(types[name], arguments, path)
-    return {"type": name, "arguments": encoded, "edits": list(_walk(module, fresh, "", types, {}))}
+    return name, arguments
 
 
 def _construct(kind: type, arguments: Mapping[str, Any], path: str) -> nn.Module:
@@ -284,6 +315,9 @@ def _apply(model: nn.Module, edit: Edit, types: Types) -> nn.Module:
     match edit["op"]:
         case "replace":
             return _place(model, path, _rebuild(edit["module"], path, types))
+        case "adopt":
+            heir = _rebuild({**edit["module"], "edits": []}, path, types)
+            return _place(model, path, _adopt(heir, model.get_submodule(path)))
         case "alias":
             return _place(model, path, model.get_submodule(edit["same_as"]))
         case "remove":
