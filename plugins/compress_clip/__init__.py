@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from compress_core import hookimpl
 from compress_core.errors import ModelError
-from compress_core.masks import hold_zeros
 from compress_core.parts import Technique
 from compress_core.selecting import matching
 
@@ -55,6 +54,7 @@ class Clip(Technique):
         import torch
 
         from compress_clip.threshold import clip, weights_of
+        from compress_core.masks import hold_zeros
 
         weights = weights_of(model, matching(model, self.skip).values())
         if not weights:
