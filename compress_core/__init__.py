@@ -5,12 +5,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from compress_core.hookspecs import hookimpl
-from compress_core.parts import Change, DataSource, Exporter, Task, Technique, TrainingPlan, TrainingTechnique
-
 if TYPE_CHECKING:
     from compress_core.artifact import load, save
     from compress_core.door import Result, Together, compress
+    from compress_core.hookspecs import hookimpl
+    from compress_core.parts import Change, DataSource, Exporter, Task, Technique, TrainingPlan, TrainingTechnique
 
 __all__ = [
     "Change",
@@ -28,14 +27,22 @@ __all__ = [
     "save",
 ]
 
-_LAZY = {
-    "Result": "compress_core.door",
-    "Together": "compress_core.door",
-    "compress": "compress_core.door",
-    "load": "compress_core.artifact",
-    "save": "compress_core.artifact",
+_PLACES = {
+    "compress_core.artifact": ("load", "save"),
+    "compress_core.door": ("Result", "Together", "compress"),
+    "compress_core.hookspecs": ("hookimpl",),
+    "compress_core.parts": (
+        "Change",
+        "DataSource",
+        "Exporter",
+        "Task",
+        "Technique",
+        "TrainingPlan",
+        "TrainingTechnique",
+    ),
 }
-"""Names whose modules import torch, resolved when they are first used."""
+_LAZY = {name: module for module, names in _PLACES.items() for name in names}
+"""Where each name lies; its module is imported when the name is first used, so that `compress --help` is quick."""
 
 
 def __getattr__(name: str) -> Any:

@@ -149,6 +149,15 @@ def _tensors(value: Any) -> Iterable[Tensor]:
                 yield from _tensors(entry)
 
 
+def tensor_bytes(model: nn.Module) -> int:
+    """The bytes of a network's tensors in one safetensors file, each shared one once."""
+    from safetensors.torch import save as to_bytes
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    unique = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
+    return len(to_bytes({name: tensors[name] for name in unique.values()}))
+
+
 def shipped_bytes(folder: Path) -> int:
     """The bytes of the files that would be shipped, as they lie on disk.
 

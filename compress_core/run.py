@@ -119,7 +119,7 @@ def named_module(model: nn.Module, name: str) -> nn.Module:
     Raises:
         ModelError: there is none.
     """
-    known = dict(model.named_modules(remove_duplicate=False))
+    known: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     if name not in known:
         raise ModelError(f"the network has no module {name!r}", mend=suggest(name, [path for path in known if path]))
     return known[name]

@@ -136,6 +136,16 @@ def export_model(
     return exporter.load(folder, torch.get_num_threads())
 
 
+def save_model(model: nn.Module, folder: Path, recipe: Recipe, step: str, provenance: Mapping[str, Any]) -> None:
+    """Save what a step has made of its chain's fresh network.
+
+    Raises:
+        ArtifactError: something in the network cannot be represented; nothing is written.
+    """
+    spec = recipe.model_of(step)
+    save(model, folder, factory=spec.factory, params=spec.params, provenance=provenance)
+
+
 def factories(recipe: Recipe) -> set[str]:
     """The factories that the recipe names, and so trusts."""
     return {recipe.model.factory, *(step.model.factory for step in recipe.steps.values() if step.model)}
@@ -191,8 +201,7 @@ class _StageRunner:
 
     def _apply(self, model: nn.Module) -> tuple[nn.Module, Metrics]:
         result = apply_techniques(model, self.step.techniques, self.run).cpu()
-        spec = self.recipe.model_of(self.step.name)
-        save(result, self.folder, factory=spec.factory, params=spec.params, provenance=self._provenance())
+        save_model(result, self.folder, self.recipe, self.step.name, self._provenance())
         if self._changed_nothing():
             self._note("the step changed nothing: its network is its input's, bit for bit")
         kept = load_step(self.recipe, self.step.name, self.workspace)

@@ -1,0 +1,139 @@
+"""`compress`: the commands of a workspace. What they do lies in modules of their own, imported when it is used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compress_core.workspace import Workspace, ending_with_status
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Make a neural network small and fast: see what can be used, check a recipe, try it, read its report.",
+    epilog="`dvc repro` runs the recipe of params.yaml; `prefect deployment run 'compress-model/local'` does the same.",
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
+
+
+@app.command(epilog="Example: `compress plugins prune`")
+def plugins(
+    name: Annotated[str | None, typer.Argument(help="A plugin or a part: shows its parameters.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the installed plugins and what they provide, or show the parameters of one."""
+    from compress_core.catalog import catalog
+    from compress_core.listing import describe, listing, parts_table, plugins_table
+
+    with ending_with_status():
+        if name is None:
+            _show(listing(catalog()) if as_json else plugins_table(catalog()))
+        else:
+            found = describe(catalog(), name)
+            _show(found if as_json else parts_table(found))
+
+
+@app.command(epilog="Example: `compress check && dvc repro`")
+def check(as_json: AsJson = False) -> None:
+    """Check params.yaml and show the plan: which steps would run, in which order, and why."""
+    from compress_core.listing import plan_table
+    from compress_core.planning import plan
+    from compress_core.recipe import read_recipe
+
+    with ending_with_status():
+        workspace = Workspace.here()
+        planned = plan(read_recipe(workspace.params), workspace)
+        _show([entry.to_dict() for entry in planned] if as_json else plan_table(planned))
+
+
+@app.command("try", epilog="Example: `compress try`")
+def try_(as_json: AsJson = False) -> None:
+    """Send one batch through every step: finds in seconds what would fail in an hour."""
+    from compress_core.listing import trial_line
+    from compress_core.recipe import read_recipe
+    from compress_core.trial import try_recipe
+
+    with ending_with_status():
+        workspace = Workspace.here()
+        trials = []
+        for trial in try_recipe(read_recipe(workspace.params), workspace):
+            trials.append(trial)
+            if not as_json:
+                typer.echo(trial_line(trial))
+        if as_json:
+            _show([trial.to_dict() for trial in trials])
+        failed = next((trial.error for trial in trials if trial.error), None)
+        if failed is not None:
+            raise failed
+
+
+@app.command(epilog="Example: `compress report --json | jq '.steps.onnx.bytes'`")
+def report(as_json: AsJson = False) -> None:
+    """Show every step beside the reference: quality, bytes, latency; report/report.html shows more."""
+    from compress_core.rendering import table
+    from compress_core.report import load_report
+
+    with ending_with_status():
+        found = load_report(Workspace.here())
+        _show(found.to_dict() if as_json else table(found))
+
+
+@app.command(epilog="Example: `compress schema > params.schema.json`")
+def schema() -> None:
+    """Print the JSON schema of params.yaml, for editors."""
+    from compress_core.catalog import catalog
+    from compress_core.schema import recipe_schema
+
+    with ending_with_status():
+        _show(recipe_schema(catalog()))
+
+
+@app.command(epilog="Example: `compress clean --dry-run`")
+def clean(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what steps left behind that are no longer in params.yaml, and remains of writing that was cut off."""
+    from compress_core.cleaning import leftovers, remove
+    from compress_core.recipe import read_recipe
+
+    with ending_with_status():
+        workspace = Workspace.here()
+        found = leftovers(read_recipe(workspace.params), workspace)
+        if not dry_run:
+            remove(found)
+        if as_json:
+            _show([str(path) for path in found])
+            return
+        for path in found:
+            typer.echo(f"{'would remove' if dry_run else 'removed'} {path}")
+        if not found:
+            typer.echo("nothing to remove")
+
+
+def _show(what: Any) -> None:
+    if isinstance(what, (dict, list)):
+        typer.echo(json.dumps(what, indent=2, ensure_ascii=False, default=_plain))
+        return
+    from rich.console import Console
+
+    Console().print(what)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else list(value)
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="compress")
+
+
+if __name__ == "__main__":
+    main()
