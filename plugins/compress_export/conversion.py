@@ -12,8 +12,9 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from copy import deepcopy
+from io import StringIO
 from typing import Any
 
 import onnx
@@ -160,7 +161,7 @@ def _trace(flat: Flat, inputs: Sequence[Tensor]) -> torch.export.ExportedProgram
     except Exception as error:
         reason = _reason(error)
         if "pecialized" in str(error) and BATCH in str(error):
-            reason = f"its forward works for one size of the batch only ({reason})"
+            reason = "its forward works for one size of the batch only"
             mend = "take the size of the batch from the input's shape, never as a number"
         else:
             mend = "replace what depends on the values of tensors (`if`, `.item()`) by torch.where or masks"
@@ -196,7 +197,7 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.ERROR)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -51,7 +51,7 @@ def flatten(value: Any, tensors: list[Tensor], place: str) -> Tree:
             return {"record": {name: flatten(getattr(value, name), tensors, f"{place}.{name}") for name in names}}
         case _:
             raise ModelError(
-                f"{place} holds a {type(value).__name__}, which cannot be exported",
+                f"{place} holds an object of type {type(value).__name__}, which cannot be exported",
                 mend="take and give tensors, numbers, and tuples, lists, dictionaries and dataclasses of them",
             )
 

@@ -259,17 +259,18 @@ def test_a_version_that_is_too_old_is_refused():
         (Branch(), "cannot trace the network"),
         (Chance(), "computes something else"),
         (Unknown(), "svd"),
-        (Object(), "the output holds a object"),
+        (Object(), "the output holds an object of type object"),
         (nn.Linear(5, 2), "does not run on its example"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
-def test_what_cannot_be_exported_says_why_in_one_line(tmp_path, model, says):
+def test_what_cannot_be_exported_says_why_in_one_line(tmp_path, capfd, model, says):
     with pytest.raises(ModelError) as error:
         Onnx().export(model, tmp_path, ((torch.rand(2, 4, 4),), {}))
     assert says in error.value.what
     assert "\n" not in error.value.what
     assert error.value.mend
+    assert "".join(capfd.readouterr()) == ""
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "noise", "foreign"])
