@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING
 
 from compress_core import hookimpl
 from compress_data.digits import Digits
+from compress_data.function import Import
+from compress_data.npz import Npz
+from compress_data.parquet import Parquet
 
 if TYPE_CHECKING:
     from compress_core.parts import DataSource
 
-__all__ = ["Digits"]
+__all__ = ["Digits", "Import", "Npz", "Parquet"]
 
 
 @hookimpl
 def register_data_sources() -> list[type[DataSource]]:
     """The data sources of this plugin."""
-    return [Digits]
+    return [Digits, Import, Npz, Parquet]

@@ -41,13 +41,12 @@ class Digits(DataSource):
         from sklearn.datasets import load_digits
 
         from compress_core.data import Columns, Splits
-        from compress_data.splitting import cut, stratified_order
+        from compress_data.splitting import cut
 
         bunch = load_digits()
         image = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16
         label = torch.tensor(bunch.target, dtype=torch.int64)
-        sizes = tuple(max(1, round(share * len(label))) for share in (self.validation, self.test))
-        parts = cut(stratified_order(label, seed), sizes)
+        parts = cut(label, (self.validation, self.test), seed)
         train, validation, test = (Columns({"image": image[part], "label": label[part]}) for part in parts)
         about = {"source": "scikit-learn load_digits", "classes": [str(digit) for digit in range(10)]}
         return Splits(train, validation, test, about)

@@ -7,8 +7,12 @@ the wanted sizes. Cost: two sorts, O(n log n).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from compress_core.errors import DataError
 
 
 def stratified_order(label: Tensor, seed: int) -> Tensor:
@@ -28,6 +32,22 @@ def stratified_order(label: Tensor, seed: int) -> Tensor:
     return shuffled[torch.argsort(place, stable=True)]
 
 
-def cut(order: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """The last parts of `order` with the wanted sizes, after the first part, which is what they leave."""
-    return order.split([len(order) - sum(sizes), *sizes])
+def cut(label: Tensor, shares: Sequence[float], seed: int) -> tuple[Tensor, ...]:
+    """The indices of what is left, then of one part for each share.
+
+    Args:
+        label: the class of each example (examples,); any integers.
+        shares: of all examples, each part rounded to whole examples and to one at least.
+        seed: decides which example goes where.
+
+    Raises:
+        DataError: nothing would be left.
+    """
+    sizes = [max(1, round(share * len(label))) for share in shares]
+    left = len(label) - sum(sizes)
+    if left < 1:
+        raise DataError(
+            f"{len(label)} examples are too few to cut {len(sizes) + 1} splits from",
+            mend="give more examples or smaller shares, or the other splits too",
+        )
+    return stratified_order(label, seed).split([left, *sizes])

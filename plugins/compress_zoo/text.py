@@ -26,6 +26,7 @@ class TextTransformer(nn.Module):
 
     def __init__(
         self,
+        *,
         vocabulary: int = 10_000,
         length: int = 64,
         width: int = 64,
