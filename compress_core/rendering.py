@@ -1,0 +1,182 @@
+"""The report as a table for a terminal and as one HTML page that opens offline.
+
+The page holds its style and its drawings itself and fetches nothing. All that comes from a recipe or a technique
+is text, which the template escapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress_core import wording
+from compress_core.layers import Node, graph
+from compress_core.report import Report, Row, Times
+from compress_core.scatter import Point, Scatter, scatter
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+TEMPLATES = Path(__file__).parent / "templates"
+BAD = ("no faster", "no smaller", "quality lost", "changes nothing", "slower", "faster than the dense", "timing")
+GOOD = ("quality within", "quality better")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A scatter plot with its words."""
+
+    key: str
+    title: str
+    description: str
+    x_label: str
+    y_label: str
+    drawing: Scatter
+
+
+def table(report: Report) -> Table:
+    """The figures for a terminal, with the remarks and with what was measured and what was not."""
+    from rich.table import Table
+    from rich.text import Text
+
+    whole = Table.grid(padding=(0, 0, 1, 0))
+    whole.add_row(Text(wording.headline_words(report), style="bold"))
+    whole.add_row(_figures(report))
+    said = Table.grid(padding=(0, 2, 0, 0))
+    for row in report.rows:
+        for index, remark in enumerate(row.remarks):
+            said.add_row(Text("" if index else row.name, style="bold"), Text(remark, style=_STYLES[tone(remark)]))
+    if said.row_count:
+        whole.add_row(said)
+    whole.add_row(Text("\n".join([machine_words(report), *report.measured]), style="dim"))
+    return whole
+
+
+def page(report: Report) -> str:
+    """The report as an HTML page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["tone"] = tone
+    nodes = [
+        Node(row.name, row.input, row.teacher, " + ".join(row.use), row.kind == "export", row.is_dense)
+        for row in report.rows
+        if row.is_step
+    ]
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        reference=report.row(report.reference),
+        headline=report.row(report.headline) if report.headline else None,
+        sentence=wording.headline_words(report),
+        machine=machine_words(report),
+        plots=plots(report),
+        graph=graph(nodes),
+        words=wording,
+    )
+
+
+def plots(report: Report) -> list[Plot]:
+    """Quality against bytes, and against the time of one call where there is one."""
+    metric = report.rows[0].metrics.quality
+    better = "higher" if metric.higher_is_better else "lower"
+    y_label = f"{metric.name}, {better} is better"
+
+    def plot(key: str, title: str, x_label: str, cost: Callable[[Row], float], text: Callable[[float], str]) -> Plot:
+        drawing = scatter(
+            [_point(row, cost(row), text, points=report.points) for row in report.rows],
+            higher_is_better=metric.higher_is_better,
+            x_text=text,
+            y_text=lambda value: wording.quality(value, points=report.points),
+        )
+        front = [mark.point.name for mark in drawing.marks if mark.on_front]
+        description = f"{y_label}. On the Pareto front, which no other step beats in both: {', '.join(front)}."
+        return Plot(key, title, description, x_label, y_label, drawing)
+
+    found = [
+        plot("bytes", "Quality against size", "bytes", lambda row: max(1, row.metrics.bytes), wording.size),
+    ]
+    if all(row.latency for row in report.rows):
+        batch = report.rows[0].latency[0].batch
+        found.append(
+            plot(
+                "time",
+                "Quality against time",
+                f"time of one call at batch {batch}",
+                lambda row: row.latency[0].milliseconds.value,
+                wording.milliseconds,
+            )
+        )
+    return found
+
+
+def machine_words(report: Report) -> str:
+    """Where the times were measured."""
+    machine = report.machine
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    threads = f"{machine.threads} thread{'s' if machine.threads > 1 else ''} each"
+    return (
+        f"Timed on {machine.processor} ({machine.cores} cores, {machine.system}), {threads}, "
+        f"torch on {machine.device}; {versions}."
+    )
+
+
+def tone(remark: str) -> str:
+    """Whether a remark is `good`, `bad` or neither (`plain`)."""
+    return "bad" if remark.startswith(BAD) else "good" if remark.startswith(GOOD) else "plain"
+
+
+_STYLES = {"good": "green", "bad": "yellow", "plain": ""}
+
+
+def _figures(report: Report) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    figures = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    figures.add_column("step", no_wrap=True)
+    figures.add_column("smaller", justify="right")
+    figures.add_column("bytes", justify="right", no_wrap=True)
+    batches = [times.batch for times in report.rows[0].latency]
+    for batch in batches:
+        figures.add_column(f"speed-up\nbatch {batch}", justify="right")
+        figures.add_column("to eager", justify="right")
+        figures.add_column("time", justify="right", no_wrap=True)
+    figures.add_column(report.rows[0].metrics.quality.name, justify="right", no_wrap=True)
+    figures.add_column("change", justify="right", no_wrap=True)
+    figures.add_column("MACs", justify="right", no_wrap=True)
+    for row in report.rows:
+        cells = ["" if row.is_dense else wording.ratio(row.smaller), f"{row.metrics.bytes:,}"]
+        for times in row.latency:
+            cells += _timing_cells(row, times, report)
+        cells += [
+            wording.quality(row.metrics.quality.value, points=report.points),
+            "" if row.name == report.reference else wording.signed(row.difference, points=report.points),
+            wording.count(row.metrics.macs),
+        ]
+        figures.add_row(Text(row.name), *map(Text, cells), style="bold" if row.name == report.headline else None)
+    return figures
+
+
+def _timing_cells(row: Row, times: Times, report: Report) -> list[str]:
+    mark = " ?" if times.disturbed else ""
+    return [
+        "" if row.is_dense else wording.ratio(times.speedup.value) + mark,
+        "" if row.name == report.reference else wording.ratio(times.speedup_to_eager.value) + mark,
+        wording.milliseconds(times.milliseconds.value),
+    ]
+
+
+def _point(row: Row, cost: float, text: Callable[[float], str], *, points: bool) -> Point:
+    found = row.metrics.quality
+    low, value, high = (wording.quality(end, points=points) for end in (found.low, found.value, found.high))
+    title = f"{row.name}: {found.name} {value} ({low} to {high}), {text(cost)}"
+    return Point(row.name, cost, found.value, found.low, found.high, row.is_dense, row.kind == "export", title)
