@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from ruamel.yaml import YAML
 from torch import Tensor, nn
 
 from compress_core.catalog import catalog
 from compress_core.masks import masked_tensors
-from compress_core.parts import Change, Exporter, Technique
+from compress_core.parts import Change, Exporter, Technique, TrainingTechnique
 from compress_core.testing.digits import Epochs
 from compress_core.testing.nets import NETS, make_net
 from compress_core.testing.report import ConformanceError, Refusal, Report, attempt
@@ -123,7 +123,7 @@ def checks_for(
         found.append(Check("imports", kind.name, lambda: _imports(catalog().owner(kind).package)))
     try:
         chosen = kind(**kind.example) if isinstance(technique, type) else technique
-    except ValidationError:
+    except Exception:
         return found
     subject = Subject(chosen)
     found += _checks_on_nets(subject, names)
@@ -169,7 +169,7 @@ def _installed(technique: Technique) -> list[Technique]:
         if name != technique.name:
             try:
                 found.append(kind(**kind.example))
-            except ValidationError:
+            except Exception:
                 continue
     return found
 
@@ -183,6 +183,8 @@ def _parameters(kind: type[Technique]) -> None:
     for name, field in kind.model_fields.items():
         if not (field.description or "").strip():
             raise ConformanceError(f"the field {name!r} has no documentation", mend="write a docstring below the field")
+        if hasattr(TrainingTechnique, name):
+            raise ConformanceError(f"the field {name!r} hides a method of that name", mend="call the field otherwise")
     config = kind.model_config
     if not config.get("frozen") or config.get("extra") != "forbid":
         raise ConformanceError(
@@ -196,10 +198,9 @@ def _parameters(kind: type[Technique]) -> None:
         )
     try:
         technique = kind(**kind.example)
-    except ValidationError as error:
+    except Exception as error:
         raise ConformanceError(
-            f"the example makes no instance: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}",
-            mend="set the class attribute `example` to parameters that work",
+            f"the example makes no instance: {error}", mend="set the class attribute `example` to parameters that work"
         ) from error
     values = technique.model_dump(mode="json", exclude_unset=True)
     if _through_yaml(values, kind) != technique:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,29 +95,38 @@ def take_step(
     )
     watched = {"input": model} | ({"teacher": run.teacher} if run.teacher is not None else {})
     before = {role: Snapshot.of(network) for role, network in watched.items()}
-    world = _world()
+    world = {name: get() for name, (get, _) in _WORLD.items()}
     result = apply_techniques(model, techniques, run)
+    _refuse_changed_world(world)
     for role, network in watched.items():
         if change := before[role].difference(network):
             raise ConformanceError(
                 f"the {role} is not as it was: {change}",
                 mend=f"work on the network that you are given, not on the {role}",
             )
-    if (now := _world()) != world:
-        changed = sorted(name for name in world if world[name] != now[name])
-        raise ConformanceError(
-            f"torch's global {' and '.join(changed)} is not as it was", mend="use a context manager that restores it"
-        )
     return result
 
 
-def _world() -> dict[str, object]:
-    return {
-        "gradient mode": torch.is_grad_enabled(),
-        "default dtype": torch.get_default_dtype(),
-        "number of threads": torch.get_num_threads(),
-        "choice of deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
-    }
+_WORLD: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+    "gradient mode": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "choice of deterministic algorithms": (
+        torch.are_deterministic_algorithms_enabled,
+        torch.use_deterministic_algorithms,
+    ),
+}
+"""What a technique could change for everybody: how to read it and how to set it back."""
+
+
+def _refuse_changed_world(before: dict[str, Any]) -> None:
+    changed = [name for name, (get, _) in _WORLD.items() if get() != before[name]]
+    for name in changed:
+        _WORLD[name][1](before[name])
+    if changed:
+        raise ConformanceError(
+            f"torch's {changed[0]} is not as it was", mend="use a context manager, which sets it back"
+        )
 
 
 def round_trip(model: nn.Module, net: str) -> nn.Module:
