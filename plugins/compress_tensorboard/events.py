@@ -18,6 +18,8 @@ from torch.utils.tensorboard import summary
 
 FILE = "events.out.tfevents.compress"
 """TensorBoard finds files by `tfevents` in their names."""
+BINS = 64
+"""Of equal width, in a histogram."""
 
 
 class EventFile:
@@ -38,7 +40,7 @@ class EventFile:
         values = values.detach().float().cpu().flatten()
         values = values[values.isfinite()]
         if values.numel():
-            self._add(summary.histogram(name, values.numpy(), "tensorflow"), step)
+            self._add(summary.histogram(name, values.numpy(), BINS), step)
 
     def text(self, name: str, value: str) -> None:
         """A text, in Markdown."""
@@ -65,5 +67,7 @@ class EventFile:
         self._records.flush()
 
 
-def _cell(value: object) -> bool | float | str:
-    return value if isinstance(value, bool | int | float | str) else str(value)
+def _cell(value: object) -> float | str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value if isinstance(value, int | float | str) else str(value)
