@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from compress_core.factory import build_model
 
 
 class MLP(nn.Module):
@@ -118,10 +119,8 @@ NETS: Mapping[str, type[nn.Module]] = {
 
 
 def make_net(name: str, seed: int = 0) -> nn.Module:
-    """One of `NETS` with seeded weights; nobody's random numbers are disturbed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return NETS[name]()
+    """One of `NETS` with seeded weights, built as a recipe builds it; nobody's random numbers are disturbed."""
+    return build_model(f"{__name__}:{NETS[name].__qualname__}", {}, seed=seed)
 
 
 def factory_of(model: nn.Module) -> str:
