@@ -40,17 +40,17 @@ class ModelSpec(BaseModel):
 
 
 class Settings(BaseModel):
-    """The fields of a recipe that are not parts."""
+    """The fields of a recipe that are not parts. All must be written: DVC watches them by name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(ge=0, lt=2**32)
     """Decides everything random: initial weights, order of the examples, splits."""
-    threads: int = Field(2, ge=1)
+    threads: int = Field(ge=1)
     """Threads of one step. Another number gives other sums, so other bytes: it is a parameter."""
-    device: str = "cpu"
+    device: str
     """Where networks train: `cpu`, `cuda`, `cuda:1`, `mps`."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"]
     """Number format of the training's forward and backward passes."""
     reference: str
     """The step with which everything is compared."""

@@ -132,7 +132,7 @@ def export_model(
     arguments, keywords = run.example
     with replacing(folder) as temporary:
         exporter.export(model, temporary, (arguments, keywords))
-        write_manifest(temporary, {"kind": "export", "format": exporter.name, "provenance": dict(provenance)})
+        write_manifest(temporary, {"kind": "export", "exporter": exporter.name, "provenance": dict(provenance)})
     return exporter.load(folder, torch.get_num_threads())
 
 
