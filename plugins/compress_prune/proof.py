@@ -1,0 +1,140 @@
+"""Whether coupled groups are right: a network without channels has to compute what it computes with them at zero.
+
+    f(x; theta with the channels at zero)  ==  f(x; theta without the channels)
+
+Both sides are computed for generic parameters: random ones, so that agreement by accident (a branch that
+begins at zero, a dead unit) has probability zero, and in float64, so that rounding plays no part. A wrong
+coupling, such as a shortcut that pads channels, gives two different functions, and is found out whatever
+the network's own weights are. So does normalisation across channels, whose statistics change with their number.
+
+Source: none; the equality is the definition of removing a channel of zeros.
+Cost: two copies of the network in float64 and three forward passes of two examples, once if all groups are
+right, else once more per group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from compress_core.errors import ModelError
+from compress_prune.coupling import Group, Keeps, LeftAlone, cut_keeps, keeps_of, zero_keeps
+from compress_prune.cutting import CannotCut
+
+if TYPE_CHECKING:
+    from compress_core.run import Example, Run
+
+TOLERANCE = 1e-3
+"""Largest relative difference in the L2 norm; wrong couplings differ by about 1, a rounding that flips by less."""
+
+
+def proven(model: nn.Module, groups: Sequence[Group], run: Run) -> tuple[list[Group], list[LeftAlone]]:
+    """The groups whose channels can be removed, and those that cannot.
+
+    Raises:
+        ModelError: each group by itself is right and all together are not.
+    """
+    if not groups or _fault(model, groups, run) is None:
+        return list(groups), []
+    faults = [_fault(model, [group], run) for group in groups]
+    right = [group for group, fault in zip(groups, faults, strict=True) if fault is None]
+    left = [LeftAlone(tuple(group.writers()), fault) for group, fault in zip(groups, faults, strict=True) if fault]
+    if right and (fault := _fault(model, right, run)):
+        raise ModelError(
+            f"the channels of {', '.join(group.name for group in right)} cannot be removed together: {fault}",
+            mend="name some of these layers in `skip`, or use `granularity: weight`",
+        )
+    return right, left
+
+
+def check_cut(model: nn.Module, keeps: Keeps, run: Run) -> None:
+    """Raise a `ModelError` unless these channels can be removed from a network."""
+    if fault := fault_of(model, keeps, run):
+        places = sorted({path for path, side, _ in keeps if side == "out"})
+        raise ModelError(
+            f"removing channels of {', '.join(places)} would break the network: {fault}",
+            mend="name these layers in `skip`, or use `granularity: weight`",
+        )
+
+
+def fault_of(model: nn.Module, keeps: Keeps, run: Run) -> str | None:
+    """Why these channels cannot be removed, or None."""
+    dense = generic(model, keeps).eval()
+    try:
+        arguments = tree_map(_double, run.example)
+        outputs(deepcopy(dense).double(), arguments, run)
+        dense = dense.double()
+    except Exception:  # the network makes float32 tensors of its own
+        arguments = run.example
+    cut = deepcopy(dense)
+    zero_keeps(dense, keeps)
+    try:
+        cut_keeps(cut, keeps)
+        wide, narrow = outputs(dense, arguments, run), outputs(cut, arguments, run)
+        outputs(cut.train(), arguments, run)
+    except CannotCut as error:
+        return str(error)
+    except Exception as error:
+        return f"the network does not run without them ({type(error).__name__}: {error})"
+    if [tensor.shape for tensor in wide] != [tensor.shape for tensor in narrow]:
+        return "they are an output of the network"
+    if not all(_agree(one, other) for one, other in zip(wide, narrow, strict=True)):
+        return "the network computes something else without them than with zeros in their place"
+    return None
+
+
+def generic(model: nn.Module, keeps: Keeps) -> nn.Module:
+    """A copy whose weights, biases and bare parameters are random, of the same spread."""
+    copy = deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    bare = {path for path, side, _ in keeps if side == "parameter"}
+    with torch.no_grad():
+        for name, parameter in copy.named_parameters():
+            own = name.rpartition(".")[2]
+            if parameter.is_floating_point() and (own in {"weight", "bias"} or name in bare):
+                parameter.copy_(_random_like(parameter, own == "bias", generator))
+    return copy
+
+
+@torch.no_grad()
+def outputs(network: nn.Module, arguments: Example, run: Run) -> list[Tensor]:
+    """Every tensor in the output for the arguments, the logits first."""
+    with torch.random.fork_rng(devices=[]):
+        output = network(*arguments[0], **arguments[1])
+    return [run.task.logits(output), *(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))]
+
+
+def _fault(model: nn.Module, groups: Sequence[Group], run: Run) -> str | None:
+    """Why half the channels of the groups cannot be removed, or None."""
+    generator = torch.Generator().manual_seed(1)
+    device = next(model.parameters()).device
+    gone = []
+    for group in groups:
+        width = group.size // group.blocks
+        mask = torch.zeros(group.blocks, width, dtype=torch.bool)
+        for row in mask:
+            row[torch.randperm(width, generator=generator)[: width // 2]] = True
+        gone.append(mask.reshape(-1).to(device))
+    return fault_of(model, keeps_of(groups, gone), run)
+
+
+def _random_like(parameter: Tensor, bias: bool, generator: torch.Generator) -> Tensor:
+    if parameter.ndim < 2 and not bias:
+        return torch.rand(parameter.shape, generator=generator) + 0.5
+    usual = 0.1 if bias else (2 / max(1, parameter[0].numel())) ** 0.5
+    spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
+    return torch.randn(parameter.shape, generator=generator) * (spread if spread > 0.01 * usual else usual)
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    one, other = one.double(), other.double()
+    return bool((one - other).norm() <= TOLERANCE * one.norm())
