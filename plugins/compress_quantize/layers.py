@@ -1,0 +1,251 @@
+"""Layers with 8-bit weights: those that train, and those that are kept.
+
+The training layers are torch's own with a fake-quantized weight, so everything that knows `nn.Conv2d` and
+`nn.Linear` knows them, and their parameters stay the same objects. The kept layers hold the integers
+themselves: `weight` int8 with a scale per output channel, `bias` int32 on the grid of the products.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decomposed
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compress_quantize.affine import (
+    BIAS_HIGHEST,
+    BIAS_LOWEST,
+    WEIGHT_HIGHEST,
+    WEIGHT_LOWEST,
+    fake_quantize_weight,
+    per_channel,
+    quantize,
+    symmetric_scale,
+)
+from compress_quantize.folding import Integers, Normalization, fold, with_integer_bias
+from compress_quantize.observers import ActivationQuantizer, Quantizer
+
+Layer = nn.Conv1d | nn.Conv2d | nn.Linear
+
+
+class TrainingLinear(nn.Linear):
+    """A linear layer with a fake-quantized weight."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return F.linear(_quantized_input(self, input), fake_quantize_weight(self.weight), self.bias)
+
+
+class TrainingConv1d(nn.Conv1d):
+    """A convolution with a fake-quantized weight."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, in, L) -> (N, out, L')."""
+        return self._conv_forward(_quantized_input(self, input), fake_quantize_weight(self.weight), self.bias)
+
+
+class TrainingConv2d(nn.Conv2d):
+    """A convolution with a fake-quantized weight."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, in, H, W) -> (N, out, H', W')."""
+        return self._conv_forward(_quantized_input(self, input), fake_quantize_weight(self.weight), self.bias)
+
+
+TRAINING = {nn.Linear: TrainingLinear, nn.Conv1d: TrainingConv1d, nn.Conv2d: TrainingConv2d}
+"""The training layer of each type that can be quantized; subclasses have a forward of their own and cannot."""
+
+
+TRAINING_TYPES = tuple(TRAINING.values())
+
+
+def _quantized_input(layer: nn.Module, x: Tensor) -> Tensor:
+    quantizer = layer._modules.get("input_quantizer")
+    found: Tensor = x if quantizer is None else quantizer(x)
+    return found
+
+
+def make_trainable(layer: nn.Module, *, source: str | None, norm: str | None) -> None:
+    """Turn a layer of torch into its training layer, in place: parameters, marks and hooks stay.
+
+    Args:
+        layer: of a type in `TRAINING`.
+        source: path of the quantizer on the edge to its input; None gives the layer a quantizer of its own.
+        norm: path of the BatchNorm that will be folded into it.
+    """
+    layer.__class__ = TRAINING[type(layer)]
+    layer.source, layer.norm, layer.first_shape = source, norm, layer.weight.shape
+    own = ActivationQuantizer().train(layer.training) if source is None else None
+    layer.register_module("input_quantizer", own)
+
+
+class _Kept(nn.Module):
+    """What the kept layers share."""
+
+    weight: nn.Parameter
+    scale: Tensor
+    bias_scale: Tensor
+
+    def _hold(self, shape: tuple[int, ...], bias: bool) -> None:
+        outputs = shape[0]
+        self.weight = nn.Parameter(torch.zeros(shape, dtype=torch.int8), requires_grad=False)
+        self.register_buffer("scale", torch.ones(outputs))
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(outputs, dtype=torch.int32), requires_grad=False)
+            self.register_buffer("bias_scale", torch.ones(outputs))
+        else:
+            self.register_parameter("bias", None)
+        self.register_module("input_quantizer", None)
+
+    def real_weight(self) -> Tensor:
+        """The weight (out, ...) as real numbers."""
+        return _dequantize(self.weight, self.scale, WEIGHT_LOWEST, WEIGHT_HIGHEST)
+
+    def real_bias(self) -> Tensor | None:
+        """The bias (out,) as real numbers."""
+        return None if self.bias is None else _dequantize(self.bias, self.bias_scale, BIAS_LOWEST, BIAS_HIGHEST)
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        return ", ".join(f"{name}={value}" for name, value in self.arguments().items())
+
+
+def _dequantize(integers: Tensor, scale: Tensor, lowest: int, highest: int) -> Tensor:
+    found: Tensor = torch.ops.quantized_decomposed.dequantize_per_channel(
+        integers, scale, None, 0, lowest, highest, integers.dtype
+    )
+    return found
+
+
+class QuantizedLinear(_Kept):
+    """A linear layer that holds 8-bit integers."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self._hold((out_features, in_features), bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return F.linear(_quantized_input(self, input), self.real_weight(), self.real_bias())
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "bias": self.bias is not None,
+        }
+
+
+class _QuantizedConv(_Kept):
+    """A convolution over one or two axes."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, ...],
+        *,
+        stride: tuple[int, ...],
+        padding: tuple[int, ...] | str,
+        dilation: tuple[int, ...],
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        self.dilation, self.groups = dilation, groups
+        self._hold((out_channels, in_channels // groups, *kernel_size), bias)
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+        return {**{name: getattr(self, name) for name in names}, "bias": self.bias is not None}
+
+
+class QuantizedConv1d(_QuantizedConv):
+    """A convolution over one axis that holds 8-bit integers."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, in, L) -> (N, out, L')."""
+        x, geometry = _quantized_input(self, input), (self.stride, self.padding, self.dilation, self.groups)
+        return F.conv1d(x, self.real_weight(), self.real_bias(), *geometry)
+
+
+class QuantizedConv2d(_QuantizedConv):
+    """A convolution over two axes that holds 8-bit integers."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, in, H, W) -> (N, out, H', W')."""
+        x, geometry = _quantized_input(self, input), (self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(x, self.real_weight(), self.real_bias(), *geometry)
+
+
+KEPT: tuple[type[_Kept], ...] = (QuantizedLinear, QuantizedConv1d, QuantizedConv2d)
+
+
+@torch.no_grad()
+def freeze(layer: Layer, input_scale: Tensor, norm: Normalization | None) -> _Kept:
+    """The kept layer of a training layer, with the normalization behind it folded in.
+
+    Args:
+        layer: a training layer.
+        input_scale: (), the scale of its input.
+        norm: what the BatchNorm behind it does, if there is one.
+    """
+    weight = layer.weight.detach()
+    scale = symmetric_scale(weight)
+    integers = quantize(weight, per_channel(scale, weight.ndim), 0, WEIGHT_LOWEST, WEIGHT_HIGHEST)
+    found = Integers(integers, scale, None if layer.bias is None else layer.bias.detach())
+    if norm is not None:
+        found = fold(found, norm)
+    found, bias_scale = with_integer_bias(found, input_scale)
+    kept = _empty(layer, bias=found.bias is not None).to(weight.device)
+    kept.weight.copy_(found.weight)
+    kept.scale.copy_(found.scale)
+    if found.bias is not None:
+        kept.bias.copy_(found.bias)
+        kept.bias_scale.copy_(bias_scale)
+    return kept.train(layer.training)
+
+
+def _empty(layer: Layer, *, bias: bool) -> _Kept:
+    if isinstance(layer, nn.Linear):
+        return QuantizedLinear(layer.in_features, layer.out_features, bias)
+    kind = QuantizedConv1d if isinstance(layer, nn.Conv1d) else QuantizedConv2d
+    return kind(
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        stride=layer.stride,
+        padding=layer.padding,
+        dilation=layer.dilation,
+        groups=layer.groups,
+        bias=bias,
+    )
+
+
+@torch.no_grad()
+def reopen(kept: _Kept) -> Layer:
+    """The ordinary layer of a kept one: the real numbers that the integers stand for, ready to train."""
+    arguments = kept.arguments()
+    kinds = {QuantizedLinear: nn.Linear, QuantizedConv1d: nn.Conv1d, QuantizedConv2d: nn.Conv2d}
+    layer: Layer = torch.nn.utils.skip_init(kinds[type(kept)], **arguments, device=kept.weight.device)
+    layer.weight.copy_(kept.real_weight())
+    if (bias := kept.real_bias()) is not None:
+        layer.bias.copy_(bias)
+    return layer.train(kept.training)
+
+
+def quantizer_of(observer: ActivationQuantizer) -> Quantizer:
+    """The quantizer that an observer becomes."""
+    scale, zero_point = observer.grid()
+    return Quantizer(float(scale), int(zero_point)).train(observer.training)
