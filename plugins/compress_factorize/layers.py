@@ -1,0 +1,165 @@
+"""Which layers of a network may be factorized, where they compute, and putting the pieces in their place."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from compress_core.errors import ModelError
+from compress_core.masks import MARK
+from compress_core.run import Run
+from compress_factorize.pieces import Area, Factors, Layer, Wish, factorize
+
+_NOTHING_SAVED = "would save nothing"
+
+
+@dataclass
+class _Account:
+    """What was replaced, and what was left and why."""
+
+    before: int
+    replaced: dict[str, Factors] = field(default_factory=dict)
+    left: dict[str, list[str]] = field(default_factory=dict)
+
+    def leave(self, path: str, reason: str) -> None:
+        self.left.setdefault(reason, []).append(path)
+
+    def told(self, after: int) -> str:
+        """One line."""
+        count = len(self.replaced)
+        left = "; ".join(f"{reason}: {', '.join(paths)}" for reason, paths in sorted(self.left.items()))
+        if not count:
+            return f"nothing changed ({left})"
+        done = ", ".join(
+            f"{path} (rank {'/'.join(map(str, factors.ranks))}, error {factors.error:.1%})"
+            for path, factors in self.replaced.items()
+        )
+        rest = f"; left: {left}" if left else ""
+        layers = "1 layer" if count == 1 else f"{count} layers"
+        return f"{layers} replaced, {self.before:,} to {after:,} parameters: {done}{rest}"
+
+
+def replace_layers(model: nn.Module, run: Run, wish: Wish, skipped: Mapping[str, nn.Module]) -> tuple[nn.Module, str]:
+    """Put factors in the place of layers.
+
+    Returns:
+        The network (another object if it is a layer itself), and one line about what was replaced, with the
+        relative error of each weight, and what was left and why.
+
+    Raises:
+        ModelError: a weight is not finite.
+    """
+    account = _Account(before=_parameters(model))
+    layers: dict[str, Layer] = {}
+    shared = _shared_parameters(model)
+    for path, module in model.named_modules():
+        if path in skipped or not _holds_weights(module) or _is_inside_attention(model, path):
+            continue
+        reason = _unfit(module, shared)
+        if reason is None:
+            assert isinstance(module, Layer)
+            layers[path] = module
+        else:
+            account.leave(path, reason)
+    areas = _areas(model, run, layers)
+    for path, layer in layers.items():
+        if not torch.isfinite(layer.weight).all():
+            raise ModelError("its weight is not finite", where=path, mend="train again with a smaller learning rate")
+        if path not in areas:
+            account.leave(path, "gets no input")
+        elif not layer.weight.any():
+            account.leave(path, "is all zeros")
+        elif (factors := factorize(layer, areas[path], wish)) is None:
+            account.leave(path, _NOTHING_SAVED)
+        else:
+            account.replaced[path] = factors
+            model = _put(model, path, factors.pieces)
+    _leave_fused_paths(model, account.replaced)
+    return model, account.told(_parameters(model))
+
+
+def _holds_weights(module: nn.Module) -> bool:
+    return any(parameter.ndim >= 2 for parameter in module.parameters(recurse=False))
+
+
+def _is_inside_attention(model: nn.Module, path: str) -> bool:
+    """Whether it belongs to an attention module, which is named as a whole."""
+    return bool(path) and isinstance(model.get_submodule(path.rpartition(".")[0]), nn.MultiheadAttention)
+
+
+def _shared_parameters(model: nn.Module) -> set[int]:
+    """The parameters that have more than one name."""
+    seen = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    return {key for key, times in seen.items() if times > 1}
+
+
+def _unfit(module: nn.Module, shared: set[int]) -> str | None:
+    """Why a module that holds weights cannot be replaced."""
+    if type(module) not in {nn.Linear, nn.Conv2d}:
+        return f"{type(module).__name__} is not factorized"
+    if isinstance(module, nn.Conv2d) and module.groups > 1:
+        return "has groups"
+    if any(id(parameter) in shared for parameter in module.parameters()):
+        return "shares its weight"
+    if getattr(module, MARK, ()):
+        return "has removed weights"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "has hooks"
+    return None
+
+
+def _areas(model: nn.Module, run: Run, layers: Mapping[str, Layer]) -> dict[str, Area]:
+    """Where each layer computes, on two examples; a layer whose forward gets no tensor has none."""
+    with _step_by_step():
+        features = run.features(model, layers, run.calibration(size=2, limit=1))
+    return {
+        path: _area(layers[path], [entry[0] for entry in found.inputs], found.outputs)
+        for path, found in features.items()
+        if found.inputs and all(found.inputs)
+    }
+
+
+def _area(layer: Layer, inputs: list[Tensor], outputs: list[Tensor]) -> Area:
+    after = [output.numel() // layer.weight.shape[0] for output in outputs]
+    if isinstance(layer, nn.Linear):
+        return Area(sum(after), sum(after), sum(after))
+    between = [count // output.shape[-1] * x.shape[-1] for count, x, output in zip(after, inputs, outputs, strict=True)]
+    return Area(sum(x.numel() // layer.in_channels for x in inputs), sum(after), sum(between))
+
+
+def _put(model: nn.Module, path: str, pieces: nn.Module) -> nn.Module:
+    if not path:
+        return pieces
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, pieces)
+    return model
+
+
+@contextmanager
+def _step_by_step() -> Iterator[None]:
+    """Without torch's fused transformer layers, which call none of their children."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _leave_fused_paths(model: nn.Module, replaced: Mapping[str, Factors]) -> None:
+    """Tell torch's transformer layers not to fuse what is no single layer any more."""
+    for path, module in model.named_modules():
+        if any(child.startswith(f"{path}." if path else "") for child in replaced):
+            if isinstance(module, nn.TransformerEncoderLayer):
+                module.activation_relu_or_gelu = 0
+            elif isinstance(module, nn.TransformerEncoder):
+                module.use_nested_tensor = False
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
