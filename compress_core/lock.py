@@ -53,7 +53,7 @@ COMPUTES = frozenset(
         "order",  # who works first
         "parts",  # defaults of the contracts
         "plan",  # defaults of a training
-        "recipe",  # defaults of the settings
+        "recipe",  # what a step is
         "run",
         "selecting",  # which modules a pattern means
         "stage",
@@ -67,6 +67,7 @@ ASIDE = frozenset(
         "__init__",  # names only
         "candidates",  # of the report stage, see MEASURES
         "catalog",  # finds plugins, whose sources are hashed themselves
+        "cleaning",  # takes away what no recipe names
         "cli",
         "comparing",  # of the report stage, see MEASURES
         "door",  # from Python, without steps
@@ -74,15 +75,24 @@ ASIDE = frozenset(
         "hashes",
         "hookspecs",  # signatures
         "imports",  # finds the user's code, which is hashed itself
+        "layers",  # of the report
+        "listing",  # shows
         "lock",
+        "pareto",  # of the report
         "planning",  # shows what would run
+        "processes",  # run commands
         "remarks",  # of the report
+        "rendering",  # of the report
         "report",
+        "scatter",  # of the report
+        "schema",  # for editors
         "sources",
         "templates",  # of new workspaces and plugins
         "testing",  # of plugins
         "timing",  # of the report stage, see MEASURES
+        "trial",  # leaves nothing
         "watching",  # tells, and changes nothing
+        "wording",  # of the report
         "workspace",  # names of files
     }
 )

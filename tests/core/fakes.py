@@ -164,6 +164,10 @@ def fake_catalog(*more: EntryPoint) -> Catalog:
 
 
 RECIPE = """\
+seed: 0
+threads: 2
+device: cpu
+precision: float32
 reference: baseline
 data:
   source: fake-digits
