@@ -86,12 +86,15 @@ class _Kept(nn.Module):
 
     weight: nn.Parameter
     scale: Tensor
+    zero_point: Tensor
+    """Zeros, in no file: onnxruntime has an integer kernel for a linear layer only if its weight has a zero point."""
     bias_scale: Tensor
 
     def _hold(self, shape: tuple[int, ...], bias: bool) -> None:
         outputs = shape[0]
         self.weight = nn.Parameter(torch.zeros(shape, dtype=torch.int8), requires_grad=False)
         self.register_buffer("scale", torch.ones(outputs))
+        self.register_buffer("zero_point", torch.zeros(outputs, dtype=torch.int8), persistent=False)
         if bias:
             self.bias = nn.Parameter(torch.zeros(outputs, dtype=torch.int32), requires_grad=False)
             self.register_buffer("bias_scale", torch.ones(outputs))
@@ -101,11 +104,11 @@ class _Kept(nn.Module):
 
     def real_weight(self) -> Tensor:
         """The weight (out, ...) as real numbers."""
-        return _dequantize(self.weight, self.scale, WEIGHT_LOWEST, WEIGHT_HIGHEST)
+        return _dequantize(self.weight, self.scale, self.zero_point, WEIGHT_LOWEST, WEIGHT_HIGHEST)
 
     def real_bias(self) -> Tensor | None:
         """The bias (out,) as real numbers."""
-        return None if self.bias is None else _dequantize(self.bias, self.bias_scale, BIAS_LOWEST, BIAS_HIGHEST)
+        return None if self.bias is None else _dequantize(self.bias, self.bias_scale, None, BIAS_LOWEST, BIAS_HIGHEST)
 
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -116,9 +119,9 @@ class _Kept(nn.Module):
         return ", ".join(f"{name}={value}" for name, value in self.arguments().items())
 
 
-def _dequantize(integers: Tensor, scale: Tensor, lowest: int, highest: int) -> Tensor:
+def _dequantize(integers: Tensor, scale: Tensor, zero_point: Tensor | None, lowest: int, highest: int) -> Tensor:
     found: Tensor = torch.ops.quantized_decomposed.dequantize_per_channel(
-        integers, scale, None, 0, lowest, highest, integers.dtype
+        integers, scale, zero_point, 0, lowest, highest, integers.dtype
     )
     return found
 
