@@ -2,12 +2,13 @@
 
 The manifest names the factory and its arguments, the edits that lead from what the factory builds to this
 network, the tensors that share memory, the masked and the frozen tensors, and where the model came from.
-Loading runs no code but the factory, which must be the caller's, the recipe's or an installed plugin's.
+Loading runs no code but the factory, and those of the networks within it that have their own (the members of a
+committee); each must be the caller's, the recipe's or an installed plugin's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from compress_core.errors import ArtifactError, CompressError
 from compress_core.factory import build_model
 from compress_core.files import read_manifest, replacing, write_manifest, write_tensors
 from compress_core.masks import hold_zeros, masked_tensors
-from compress_core.structure import Types, apply_edits, differences, torch_types
+from compress_core.structure import Types, apply_edits, differences, factories_in, torch_types
 
 TENSORS = "model.safetensors"
 
@@ -57,7 +58,7 @@ def save(
         with replacing(folder) as temporary:
             write_tensors(temporary / TENSORS, {**tensors, **passing})
             write_manifest(temporary, content)
-            _compare(model, load(temporary, factory=factory))
+            _compare(model, load(temporary, factory=factory, trust=set(factories_in(edits))))
     except CompressError as error:
         raise error.inside(str(folder)) if not error.where else error from error.__cause__
 
@@ -76,14 +77,8 @@ def load(folder: Path | str, *, factory: str | None = None, trust: Collection[st
     folder = Path(folder)
     manifest = read_manifest(folder, kind="model")
     named = str(manifest["factory"])
-    packages = {plugin.package for plugin in catalog().plugins if not plugin.error}
-    if named not in {factory, *trust} and named.partition(":")[0].partition(".")[0] not in packages:
-        raise ArtifactError(
-            f"its factory {named!r} is not trusted: loading would run it",
-            where=str(folder),
-            mend=f"if you trust it, pass factory={named!r}",
-        )
     try:
+        _refuse_strangers([named, *factories_in(manifest["edits"])], {factory, *trust})
         model = build_model(named, manifest["params"], error=ArtifactError)
         model = apply_edits(model, manifest["edits"], module_types())
         _fill(model, folder / TENSORS, manifest["ties"])
@@ -97,6 +92,17 @@ def load(folder: Path | str, *, factory: str | None = None, trust: Collection[st
     except ArtifactError as error:
         raise error.inside(str(folder)) from error.__cause__
     return model.eval()
+
+
+def _refuse_strangers(factories: Iterable[str], trusted: Collection[str | None]) -> None:
+    """Refuse factories that are neither trusted by name nor an installed plugin's."""
+    packages = {plugin.package for plugin in catalog().plugins if not plugin.error}
+    for factory in factories:
+        if factory not in trusted and factory.partition(":")[0].partition(".")[0] not in packages:
+            raise ArtifactError(
+                f"its factory {factory!r} is not trusted: loading would run it",
+                mend=f"if you trust it, pass trust=[{factory!r}]",
+            )
 
 
 def module_types() -> Types:

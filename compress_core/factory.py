@@ -11,6 +11,9 @@ from torch import nn
 from compress_core.errors import CompressError, ModelError
 from compress_core.imports import resolve
 
+ORIGIN = "_compress_factory"
+"""The mark under which a network keeps its factory and arguments, through copies too."""
+
 
 def build_model(
     factory: str,
@@ -20,7 +23,7 @@ def build_model(
     where: str = "model",
     error: type[CompressError] = ModelError,
 ) -> nn.Module:
-    """Call a factory by its import string.
+    """Call a factory by its import string; the network is marked with it.
 
     Raises:
         CompressError: of the type `error`: it does not resolve, raises, or returns no `nn.Module`.
@@ -44,4 +47,5 @@ def build_model(
             where=f"{where}.factory",
             mend="name a class or function that returns a torch.nn.Module",
         )
+    model.__dict__[ORIGIN] = (factory, dict(params))
     return model

@@ -88,9 +88,8 @@ class Run:
             ModelError: the network has no such module.
         """
         found = {name: Features() for name in names}
-        handles = [
-            named_module(model, name).register_forward_hook(_recorder(features)) for name, features in found.items()
-        ]
+        modules = {name: named_module(model, name) for name in found}
+        handles = [modules[name].register_forward_hook(_recorder(features)) for name, features in found.items()]
         try:
             with evaluating(model):
                 for batch in data if data is not None else self.calibration():

@@ -4,6 +4,7 @@
 of the same shape. An edit is JSON:
 
     {"op": "replace", "path": "block.conv", "module": {"type", "arguments", "edits"}}
+    {"op": "replace", "path": "members.1", "module": {"factory", "params", "edits"}}  a network of its own factory
     {"op": "adopt", "path": "block", "module": {"type", "arguments"}}  another type, with the children and tensors kept
     {"op": "alias", "path": "b", "same_as": "a"}            one module in two places
     {"op": "tensors", "path": "block", "tensors": {name: {"kind", "shape", "dtype"}}}
@@ -13,7 +14,9 @@ of the same shape. An edit is JSON:
 
 A replaced module is built from its type's constructor arguments and then edited in the same way, children
 included. A type with `adopts_children = True` takes over what the module that it replaces holds.
-Types that may be built are an allow-list: torch.nn's own and those that plugins register.
+Types that may be built are an allow-list: torch.nn's own and those that plugins register. A whole network within
+another, such as the member of a committee, is built by its own factory: `factories_in` lists these, and who
+applies edits that someone else wrote must trust them first.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from compress_core.errors import ArtifactError
+from compress_core.factory import ORIGIN, build_model
 
 Edit = dict[str, Any]
 Types = Mapping[str, type]
@@ -69,12 +73,14 @@ def differences(model: nn.Module, fresh: nn.Module, types: Types) -> list[Edit]:
     if _adopts(model, fresh):
         return list(_adoption(model, fresh, "", types, {}))
     if type(model) is not type(fresh):
-        return [{"op": "replace", "path": "", "module": _describe(model, "", types)}]
+        return [{"op": "replace", "path": "", "module": _describe_type(model, "", types)}]
     return list(_walk(model, fresh, "", types, {}))
 
 
 def apply_edits(model: nn.Module, edits: list[Edit], types: Types) -> nn.Module:
     """Edit a fresh network in place and return it; a replaced root is another object.
+
+    It calls the factories that the edits name.
 
     Raises:
         ArtifactError: an edit does not fit the network.
@@ -90,6 +96,15 @@ def apply_edits(model: nn.Module, edits: list[Edit], types: Types) -> nn.Module:
                 mend="the factory's code has changed since the model was saved: run its step again",
             ) from error
     return model
+
+
+def factories_in(edits: list[Edit]) -> Iterator[str]:
+    """The import strings of the factories that `apply_edits` would call."""
+    for edit in edits:
+        description = edit.get("module", {})
+        if "factory" in description:
+            yield str(description["factory"])
+        yield from factories_in(description.get("edits", []))
 
 
 def _walk(module: nn.Module, fresh: nn.Module, path: str, types: Types, seen: dict[int, str]) -> Iterator[Edit]:
@@ -135,6 +150,8 @@ def _adopt(module: nn.Module, other: nn.Module) -> nn.Module:
     module._modules = dict(other._modules)
     module._parameters, module._buffers = dict(other._parameters), dict(other._buffers)
     module._non_persistent_buffers_set = set(other._non_persistent_buffers_set)
+    if ORIGIN in other.__dict__:
+        module.__dict__[ORIGIN] = other.__dict__[ORIGIN]
     return module
 
 
@@ -158,6 +175,17 @@ def _must_rebuild(module: nn.Module, fresh: nn.Module) -> bool:
 
 
 def _describe(module: nn.Module, path: str, types: Types) -> dict[str, Any]:
+    """A module as what builds it, and what differs from a fresh one of these."""
+    if (origin := module.__dict__.get(ORIGIN)) is not None:
+        factory, params = origin
+        fresh = build_model(factory, params, error=ArtifactError)
+        if type(module) is type(fresh) or _adopts(module, fresh):
+            edits = differences(module, fresh, types)
+            return {"factory": factory, "params": encode(params, path), "edits": edits}
+    return _describe_type(module, path, types)
+
+
+def _describe_type(module: nn.Module, path: str, types: Types) -> dict[str, Any]:
     """A module as its type, constructor arguments and what differs from a fresh one of these."""
     name, arguments = _type_and_arguments(module, path, types)
     encoded = {key: encode(value, path) for key, value in arguments.items()}
@@ -355,6 +383,9 @@ def _place(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
 
 
 def _rebuild(description: Mapping[str, Any], path: str, types: Types) -> nn.Module:
+    if "factory" in description:
+        fresh = build_model(str(description["factory"]), decode(description["params"]), error=ArtifactError)
+        return apply_edits(fresh, description["edits"], types)
     name = str(description["type"])
     if name not in types:
         raise ArtifactError(
