@@ -65,7 +65,7 @@ RULES: dict[str, Rule] = {
 def default_rate(name: str, batch_size: int, momentum: float) -> float:
     """The learning rate of an optimizer for this batch size and momentum."""
     rule = RULES[name]
-    return rule.rate * (1.0 - momentum) * (batch_size / REFERENCE_BATCH) ** rule.scaling
+    return rule.rate * (1.0 - momentum) * float((batch_size / REFERENCE_BATCH) ** rule.scaling)
 
 
 def make_optimizer(
