@@ -73,7 +73,7 @@ def try_(as_json: AsJson = False) -> None:
             raise failed
 
 
-@app.command(epilog="Example: `compress report --json | jq '.steps.onnx.bytes'`")
+@app.command(epilog="Example: `compress report --json | jq '.steps.onnx.metrics.bytes'`")
 def report(as_json: AsJson = False) -> None:
     """Show every step beside the reference: quality, bytes, latency; report/report.html shows more."""
     from compress_core.rendering import table

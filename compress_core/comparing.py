@@ -81,11 +81,12 @@ def compare(
         )
         for candidate in found
     }
-    finished = tuple(row.model_copy(update={"remarks": said[name]}) for name, row in rows.items())
+    finished = {name: row.model_copy(update={"remarks": said[name]}) for name, row in rows.items()}
     return Report(
         reference=dense,
         points=points,
-        headline=headline(finished, dense),
+        headline=headline(finished.values(), dense),
+        order=tuple(finished),
         steps=finished,
         machine=machine(threads, recipe.settings.device),
         measured=MEASURED,

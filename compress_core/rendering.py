@@ -18,6 +18,7 @@ from compress_core.scatter import Point, Scatter, scatter
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 TEMPLATES = Path(__file__).parent / "templates"
 BAD = ("no faster", "no smaller", "quality lost", "changes nothing", "slower", "faster than the dense", "timing")
@@ -73,8 +74,8 @@ def page(report: Report) -> str:
     ]
     return environment.get_template("report.html.j2").render(
         report=report,
-        reference=report.row(report.reference),
-        headline=report.row(report.headline) if report.headline else None,
+        reference=report.steps[report.reference],
+        headline=report.steps[report.headline] if report.headline else None,
         sentence=wording.headline_words(report),
         machine=machine_words(report),
         plots=plots(report),
@@ -137,42 +138,39 @@ _STYLES = {"good": "green", "bad": "yellow", "plain": ""}
 
 
 def _figures(report: Report) -> Table:
+    """Two lines a row: ratios above, what was measured below. It fits into 80 columns."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    figures = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    figures.add_column("step", no_wrap=True)
-    figures.add_column("smaller", justify="right")
-    figures.add_column("bytes", justify="right", no_wrap=True)
-    batches = [times.batch for times in report.rows[0].latency]
-    for batch in batches:
-        figures.add_column(f"speed-up\nbatch {batch}", justify="right")
-        figures.add_column("to eager", justify="right")
-        figures.add_column("time", justify="right", no_wrap=True)
-    figures.add_column(report.rows[0].metrics.quality.name, justify="right", no_wrap=True)
-    figures.add_column("change", justify="right", no_wrap=True)
-    figures.add_column("MACs", justify="right", no_wrap=True)
+    figures = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    figures.add_column("step", overflow="fold", min_width=16)
+    heads = ["smaller\nsize"]
+    heads += [f"faster (eager)\ntime, batch {times.batch}" for times in report.rows[0].latency]
+    for head in [*heads, f"change\n{report.rows[0].metrics.quality.name}", "\nMACs"]:
+        figures.add_column(head, justify="right", no_wrap=True)
     for row in report.rows:
-        cells = ["" if row.is_dense else wording.ratio(row.smaller), f"{row.metrics.bytes:,}"]
-        for times in row.latency:
-            cells += _timing_cells(row, times, report)
-        cells += [
-            wording.quality(row.metrics.quality.value, points=report.points),
-            "" if row.name == report.reference else wording.signed(row.difference, points=report.points),
-            wording.count(row.metrics.macs),
-        ]
-        figures.add_row(Text(row.name), *map(Text, cells), style="bold" if row.name == report.headline else None)
+        kind = row.format if row.kind == "export" else " + ".join(row.use)
+        name = Text.assemble((row.name, "bold"), "\n", (kind, "dim"))
+        cells = [_cell("" if row.is_dense else wording.ratio(row.smaller), wording.size(row.metrics.bytes))]
+        cells += [_timing_cell(row, times, report) for times in row.latency]
+        change = "" if row.name == report.reference else wording.signed(row.difference, points=report.points)
+        cells.append(_cell(change, wording.quality(row.metrics.quality.value, points=report.points)))
+        figures.add_row(name, *cells, Text(f"\n{wording.count(row.metrics.macs)}"))
     return figures
 
 
-def _timing_cells(row: Row, times: Times, report: Report) -> list[str]:
-    mark = " ?" if times.disturbed else ""
-    return [
-        "" if row.is_dense else wording.ratio(times.speedup.value) + mark,
-        "" if row.name == report.reference else wording.ratio(times.speedup_to_eager.value) + mark,
-        wording.milliseconds(times.milliseconds.value),
-    ]
+def _timing_cell(row: Row, times: Times, report: Report) -> Text:
+    own = "" if row.is_dense else wording.ratio(times.speedup.value)
+    eager = "" if row.opponent == report.reference else f" ({wording.ratio(times.speedup_to_eager.value)})"
+    mark = " ?" if times.disturbed and own + eager else ""
+    return _cell(own + eager + mark, wording.milliseconds(times.milliseconds.value))
+
+
+def _cell(ratio: str, measured: str) -> Text:
+    from rich.text import Text
+
+    return Text.assemble((ratio or "\N{EN DASH}", "bold"), f"\n{measured}")
 
 
 def _point(row: Row, cost: float, text: Callable[[float], str], *, points: bool) -> Point:

@@ -164,16 +164,23 @@ class Report(_Figures):
     """Whether quality is a share of examples, whose differences are counted in points."""
     headline: str | None
     """The row that is worth naming first: the smallest one that keeps the quality."""
-    rows: tuple[Row, ...] = Field(alias="steps", serialization_alias="steps")
-    """In an order in which they can run."""
+    order: tuple[str, ...]
+    """The names of all rows, in an order in which they can run."""
+    steps: dict[str, Row]
+    """By name, with the dense network in each further format after the reference."""
     machine: Machine
     """Where the times were measured."""
     measured: tuple[str, ...]
     """Which figures are measured, which are counted, and which are not there."""
 
-    def row(self, name: str) -> Row:
-        """A row by name; the names in `reference`, `headline` and every `opponent` are there."""
-        return next(row for row in self.rows if row.name == name)
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """All rows in their order."""
+        return tuple(self.steps[name] for name in self.order)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return self.model_dump(mode="json")
 
 
 MEASURED = (
@@ -215,7 +222,7 @@ def write_report(report: Report, workspace: Workspace) -> None:
 
 def report_json(report: Report) -> str:
     """The report as JSON."""
-    return to_json(report.model_dump(mode="json", by_alias=True))
+    return to_json(report.to_dict())
 
 
 def _read(kind: type[Read], path: Path) -> Read:
@@ -236,16 +243,17 @@ def main() -> None:
     """Compare all steps of the recipe, write the report and print its table."""
     from rich.console import Console
 
-    from compress_core.comparing import compare
     from compress_core.recipe import read_recipe
     from compress_core.rendering import table
 
     with ending_with_status():
         workspace = Workspace.here()
-        report = compare(read_recipe(workspace.params), workspace)
+        recipe = read_recipe(workspace.params)
+        from compress_core.comparing import compare
+
+        report = compare(recipe, workspace)
         write_report(report, workspace)
-        console = Console()
-        Console(width=max(console.width, 100)).print(table(report))
+        Console().print(table(report))
         print(f"\n{workspace.report / PAGE_FILE}")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, starmap
 from math import ceil, floor, log10
 
 from compress_core.pareto import pareto_front
@@ -115,7 +115,9 @@ def scatter(
     front = pareto_front([(point.cost, sign * point.value) for point in points])
     places = [(across(log10(point.cost)), down(point.value)) for point in points]
     bars = [(down(point.low), down(point.high)) for point in points]
-    labels = place_labels([point.name for point in points], places, bars, frame)
+    corners = [places[index] for index in front]
+    lines = [*starmap(_upright, zip(places, bars, strict=True)), *_steps(corners)]
+    labels = place_labels([point.name for point in points], places, lines, frame)
     return Scatter(
         frame=frame,
         x_ticks=tuple(Tick(across(log10(cost)), x_text(cost)) for cost in log_ticks(10 ** costs[0], 10 ** costs[1])),
@@ -124,7 +126,7 @@ def scatter(
             Mark(point, *place, *bar, label, index in front)
             for index, (point, place, bar, label) in enumerate(zip(points, places, bars, labels, strict=True))
         ),
-        front=staircase([places[index] for index in front]),
+        front=staircase(corners),
     )
 
 
@@ -163,24 +165,31 @@ def staircase(places: Sequence[tuple[float, float]]) -> str:
 
 
 def place_labels(
-    names: Sequence[str],
-    places: Sequence[tuple[float, float]],
-    bars: Sequence[tuple[float, float]],
-    frame: Box,
+    names: Sequence[str], places: Sequence[tuple[float, float]], lines: Iterable[Box], frame: Box
 ) -> list[Box]:
-    """Put every label beside its mark, where it covers the least of other labels, marks and intervals.
+    """Put every label beside its mark, where it covers the least of other labels, marks and lines.
 
     Greedy, in the order of the names: each label takes the best of its places, those that come first if several
     are free.
     """
-    taken = [Box(x - 6, y - 6, 12, 12) for x, y in places]
-    taken += [Box(x - 1, min(bar), 2, abs(bar[0] - bar[1])) for (x, _), bar in zip(places, bars, strict=True)]
+    taken = [Box(x - 6, y - 6, 12, 12) for x, y in places] + list(lines)
     found: list[Box] = []
     for name, (x, y) in zip(names, places, strict=True):
         choices = list(_around(x, y, LETTER * len(name)))
-        best = min(choices, key=lambda box: _cost(box, [*taken, *found], frame))
-        found.append(best)
+        found.append(min(choices, key=lambda box: _cost(box, [*taken, *found], frame)))
     return found
+
+
+def _upright(place: tuple[float, float], bar: tuple[float, float]) -> Box:
+    """What the line of an interval covers."""
+    return Box(place[0] - 1, min(bar), 2, abs(bar[0] - bar[1]))
+
+
+def _steps(corners: Sequence[tuple[float, float]]) -> Iterable[Box]:
+    """What the lines of a staircase cover."""
+    for (x, y), (after, above) in pairwise(corners):
+        yield Box(x, y - 1, after - x, 2)
+        yield Box(after - 1, min(y, above), 2, abs(y - above))
 
 
 def _around(x: float, y: float, width: float) -> Iterable[Box]:

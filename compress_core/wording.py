@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compress_core.report import Report, Row, Times
+from compress_core.report import Report, Times
 from compress_core.timing import Estimate
 
 MINUS = "\N{MINUS SIGN}"
@@ -17,6 +17,11 @@ def ratio(value: float) -> str:
 def number(value: float) -> str:
     """A ratio without its sign."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def rounded(value: float) -> str:
+    """A ratio as it stands in a sentence."""
+    return f"{value:.1f}" if 2 <= value < 100 else number(value)
 
 
 def ratio_interval(estimate: Estimate) -> str:
@@ -58,40 +63,31 @@ def signed(value: float, *, points: bool) -> str:
 def speed(estimate: Estimate, opponent: str) -> str:
     """How fast against an opponent; a difference that the interval does not show is none."""
     if estimate.low > 1:
-        return f"{number(estimate.value)} times as fast as {opponent}"
+        return f"{rounded(estimate.value)} times as fast as {opponent}"
     if estimate.high < 1:
         return f"slower than {opponent} ({estimate.value:.2f} times as fast)"
     return f"no faster than {opponent}"
 
 
 def headline_words(report: Report) -> str:
-    """The one sentence that somebody would repeat; size and time are against the best that the dense network offers."""
+    """The one sentence that somebody would repeat; time is against the fastest runtime of the dense network."""
     if report.headline is None:
         return f"There is nothing beside {report.reference} to compare it with."
-    row, reference = report.row(report.headline), report.row(report.reference)
-    small = (
-        f"{number(row.smaller)} times smaller than {row.opponent}"
-        if row.smaller > 1
-        else f"no smaller than {row.opponent}"
-    )
-    found = [f"{row.name} is {small}", *(_pace(row.latency[0], report) if row.latency else ())]
-    kept = "within" if _within(row, reference) else "outside"
-    name, change = row.metrics.quality.name, signed(row.difference, points=report.points)
-    value = quality(row.metrics.quality.value, points=report.points)
-    return f"{', '.join(found)}; its {name} is {value} ({change}, {kept} the interval of {report.reference})."
-
-
-def _pace(times: Times, report: Report) -> list[str]:
-    """The headline's ratio is against the dense network in its fastest runtime; eager torch comes second."""
-    best = times.best if times.best == report.reference else f"{times.best}, the dense network's fastest runtime"
-    found = [f"at batch {times.batch} {speed(times.speedup_to_best, best)}"]
-    if times.best != report.reference:
-        found.append(speed(times.speedup_to_eager, f"{report.reference} in eager torch"))
-    if times.disturbed:
-        found.append("on a machine that was disturbed while it was timed")
-    return found
-
-
-def _within(row: Row, reference: Row) -> bool:
+    row, reference = report.steps[report.headline], report.steps[report.reference]
+    small = f"{rounded(row.smaller)} times smaller than" if row.smaller > 1 else "no smaller than"
+    pace = f"; {_pace(row.latency[0], report.reference)}" if row.latency else ""
     own, other = row.metrics.quality, reference.metrics.quality
-    return other.low <= own.value <= other.high
+    value, change = quality(own.value, points=report.points), signed(row.difference, points=report.points)
+    kept = "within" if other.low <= own.value <= other.high else "outside"
+    return (
+        f"{row.name} is {small} {row.opponent}{pace}; {own.name} is {value} "
+        f"({change}, {kept} the interval of {report.reference})."
+    )
+
+
+def _pace(times: Times, reference: str) -> str:
+    """Against the best dense runtime first, against eager torch second."""
+    found = f"at batch {times.batch} it is {speed(times.speedup_to_best, f'{times.best}')}"
+    if times.best != reference:
+        found += f", the fastest dense runtime, and {speed(times.speedup_to_eager, 'eager torch')}"
+    return f"{found} (on a disturbed machine)" if times.disturbed else found
