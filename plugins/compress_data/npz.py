@@ -63,13 +63,14 @@ class Npz(DataSource):
         import numpy as np
 
         try:
-            with np.load(self.path, allow_pickle=False) as arrays:
-                if not isinstance(arrays, np.lib.npyio.NpzFile):
-                    raise DataError("it holds one array without a name", where=self.path, mend=_MEND)
+            arrays = np.load(self.path, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise DataError("it holds one array without a name", where=self.path, mend=_MEND)
+            with arrays:
                 return {name: arrays[name] for name in arrays.files}
         except FileNotFoundError as error:
             raise DataError("there is no such file", where=self.path, mend=f"looked in {Path.cwd()}") from error
-        except (ValueError, OSError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"it is no .npz file of plain arrays: {error}", where=self.path, mend=_MEND) from error
 
 

@@ -110,7 +110,8 @@ class Parquet(DataSource):
         from compress_data.sampling import cut_rows, sample
         from compress_data.tables import read_rows
 
-        columns = [name for name in (self.image, self.text, *self.numbers, self.label) if name is not None]
+        wanted = (self.image, self.text, *self.numbers, self.label)
+        columns = list(dict.fromkeys(name for name in wanted if name is not None))
         named = {"train": self.train, "validation": self.validation, "test": self.test}
         rows = {split: read_rows(self._files(name), columns) for split, name in named.items() if name}
         limits = {"train": self.limit, "validation": self.limit, "test": self.test_limit}
