@@ -98,7 +98,8 @@ def read_catalog(points: Iterable[EntryPoint], disabled: str = "") -> Catalog:
         PluginError: two plugins or two parts have one name, or a plugin implements an unknown hook.
     """
     left_out = {name.strip() for name in disabled.split(",") if name.strip()}
-    chosen = sorted((point for point in points if point.name not in left_out), key=lambda point: point.name)
+    once = {(point.name, point.value): point for point in points if point.name not in left_out}
+    chosen = [once[key] for key in sorted(once)]
     _refuse_clashes(chosen)
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
@@ -125,7 +126,7 @@ def read_catalog(points: Iterable[EntryPoint], disabled: str = "") -> Catalog:
 
 def _refuse_clashes(points: list[EntryPoint]) -> None:
     for one, other in pairwise(points):
-        if one.name == other.name and one != other:
+        if one.name == other.name:
             raise PluginError(
                 f"two plugins are called {one.name!r}: {one.value} of {_distribution(one)[0]} "
                 f"and {other.value} of {_distribution(other)[0]}",
@@ -147,6 +148,11 @@ def _load(point: EntryPoint) -> Plugin:
 
 
 def _register(manager: pluggy.PluginManager, plugin: Plugin) -> None:
+    if (other := manager.get_name(plugin.module)) is not None:
+        raise PluginError(
+            f"the plugins {other!r} and {plugin.name!r} are the same module of {plugin.distribution}",
+            mend=f"leave one out with {DISABLED_VARIABLE}={plugin.name}",
+        )
     try:
         manager.register(plugin.module, plugin.name)
         manager.check_pending()

@@ -141,6 +141,11 @@ class _Maker:
         self._plugin_entries: dict[str, tuple[str, Closure]] = {}
         self._versions: dict[str, str] = {}
 
+    @cached_property
+    def core(self) -> str:
+        """The part of the core that computes, the same for every step."""
+        return core_hash()
+
     def data(self) -> Entry:
         source = self.recipe.data
         return self._entry(
@@ -151,23 +156,31 @@ class _Maker:
         )
 
     def step(self, step: Step) -> Entry:
-        """A step computes with its own parts, and with the networks of its input and its teacher."""
-        origins = [list(self.recipe.lineage(name))[-1] for name in (step.name, step.teacher) if name is not None]
+        """A step computes with its own parts, and with the networks that come to it from the steps before.
+
+        Such a network may hold modules of the plugins, and whole networks of the factories, of any of them.
+        """
+        before = list(self._before(step))
+        origins = [origin for origin in (step, *before) if origin.input is None]
         models = [(origin.model or self.recipe.model, _place(origin)) for origin in origins]
-        owners = self._owners(self._rebuilt_for(step), with_modules=True)
+        owners = self._owners((part for earlier in before for part in earlier.parts), with_modules=True)
         return self._entry(
-            core=core_hash(),
+            core=self.core,
             plugins=owners | self._owners([self.recipe.task, *step.parts]),
             imports={model.factory: place for model, place in models},
             files=dict(self._named_files([*(model.params for model, _ in models), *step.use.values()])),
             numeric=NUMERIC if step.exporter is None else (*NUMERIC, *EXPORTING),
         )
 
-    def _rebuilt_for(self, step: Step) -> Iterator[Part]:
-        """The parts of all steps before, whose module types may stand in the networks that this one loads."""
-        for name in step.needs:
-            for earlier in self.recipe.lineage(name):
-                yield from earlier.parts
+    def _before(self, step: Step) -> Iterator[Step]:
+        """The steps on whose networks a step rests, inputs and teachers alike."""
+        waiting, seen = list(step.needs), set()
+        while waiting:
+            name = waiting.pop()
+            if name not in seen:
+                seen.add(name)
+                yield self.recipe.steps[name]
+                waiting.extend(self.recipe.steps[name].needs)
 
     def _owners(self, parts: Iterable[Part], *, with_modules: bool = False) -> dict[str, Plugin]:
         found = {plugin.package: plugin for plugin in map(self.plugins.owner, map(type, parts))}

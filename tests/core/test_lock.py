@@ -71,6 +71,7 @@ pipeline:
   first: {{input: none, teacher: none, use: {{lock-one: {{}}}}}}
   second: {{input: first, teacher: none, use: {{lock-two: {{}}}}}}
   third: {{input: none, teacher: first, model: {{factory: "other:make"}}, use: {{lock-two: {{}}}}}}
+  fourth: {{input: none, teacher: third, use: {{lock-two: {{}}}}}}
 """
 
 
@@ -142,27 +143,31 @@ def test_without_an_edit_nothing_changes_and_the_text_is_the_same(place):
 
 
 def test_an_edit_of_the_network_s_module_reaches_the_steps_that_grow_from_it_or_learn_from_it(place):
-    everything = {"first", "second", "third"}
+    everything = {"first", "second", "third", "fourth"}
     assert place.steps_changed_by(lambda: place.write("mynet/build.py", "from . import layers\n")) == everything
     assert place.steps_changed_by(lambda: place.write("mynet/layers.py", "WIDTH = 2\n")) == everything
     assert place.steps_changed_by(lambda: place.write("mynet/__init__.py", "A = 1\n")) == everything
-    assert place.steps_changed_by(lambda: place.write("other.py", "def make(): return 1\n")) == {"third"}
+    assert place.steps_changed_by(lambda: place.write("other.py", "def make(): return 1\n")) == {"third", "fourth"}
     assert place.steps_changed_by(lambda: place.write("unrelated.py", "import dvc\n")) == set()
 
 
 def test_an_edit_of_a_plugin_reaches_the_steps_that_use_it(place):
     package = place.plugins / "lock_plugin_two"
-    assert place.steps_changed_by(lambda: (package / "mathematics.py").write_text("A = 1\n")) == {"second", "third"}
-    assert place.steps_changed_by(lambda: (package / "table.json").write_text("{}")) == {"second", "third"}
+    assert place.steps_changed_by(lambda: (package / "mathematics.py").write_text("A = 1\n")) == {
+        "second",
+        "third",
+        "fourth",
+    }
+    assert place.steps_changed_by(lambda: (package / "table.json").write_text("{}")) == {"second", "third", "fourth"}
     assert place.steps_changed_by(lambda: (package / "__pycache__").mkdir(exist_ok=True)) == set()
     assert place.steps_changed_by(lambda: (package / "__pycache__" / "x.pyc").write_text("x")) == set()
-    assert place.steps_changed_by((package / "mathematics.py").unlink) == {"second", "third"}
+    assert place.steps_changed_by((package / "mathematics.py").unlink) == {"second", "third", "fourth"}
 
 
 def test_a_plugin_whose_modules_may_stand_in_a_network_belongs_to_every_later_step(place):
     place.plugin("one", "@hookimpl\ndef register_modules():\n    raise AssertionError('asks for torch')\n")
     mathematics = place.plugins / "lock_plugin_one" / "mathematics.py"
-    assert place.steps_changed_by(lambda: mathematics.write_text("A = 1\n")) == {"first", "second", "third"}
+    assert place.steps_changed_by(lambda: mathematics.write_text("A = 1\n")) == {"first", "second", "third", "fourth"}
     place.plugin("one")
     assert place.steps_changed_by(lambda: mathematics.write_text("A = 2\n")) == {"first"}
 
@@ -201,7 +206,7 @@ def test_a_file_that_parameters_name_is_hashed_by_content(place):
     place.write("weights/a.bin", "1")
     place.params(params="{start: [weights/a.bin], folder: weights/, plain: mynet, no: weights/b.bin}")
     assert place.lock()["steps"]["first"]["files"].keys() == {"weights/a.bin"}
-    assert place.steps_changed_by(lambda: place.write("weights/a.bin", "2")) == {"first", "second", "third"}
+    assert place.steps_changed_by(lambda: place.write("weights/a.bin", "2")) == {"first", "second", "third", "fourth"}
     text = place.workspace.params.read_text().replace("lock-two: {}", "lock-two: {weights: weights/c.bin}", 1)
     place.write("params.yaml", text.replace("weights/a.bin", "x").replace("weights/,", "x,"))
     place.write("weights/c.bin", "1")
@@ -233,7 +238,7 @@ def test_an_upgrade_of_a_library_is_noticed(place, monkeypatch):
     original = lock_module.version
     assert place.steps_changed_by(
         lambda: monkeypatch.setattr(lock_module, "version", lambda name: "99" if name == "torch" else original(name))
-    ) == {"first", "second", "third", "data"}
+    ) == {"first", "second", "third", "fourth", "data"}
 
 
 def test_a_factory_without_a_module_and_a_source_that_is_no_python_are_errors_of_the_recipe(place):
