@@ -1,10 +1,5 @@
-"""Settings that every test shares."""
+"""What pytest must know of this folder."""
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in one order, whatever the machine
-os.environ.setdefault("DVC_NO_ANALYTICS", "1")
-os.environ.setdefault("DO_NOT_TRACK", "1")
-os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+collect_ignore = ["example_plugin"]  # a package of its own: test_example_plugin.py installs it and runs its tests
