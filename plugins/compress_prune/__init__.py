@@ -172,7 +172,7 @@ class Prune(TrainingTechnique):
         return model
 
     def _finish_channels(self, model: nn.Module, masks: ChannelMasks, run: Run) -> nn.Module:
-        from compress_prune.coupling import cut_keeps
+        from compress_prune.coupling import cut_keeps, misfit
         from compress_prune.proof import check_cut
 
         counts = [(group, int(mask.sum())) for group, mask in zip(masks.groups, masks.gone, strict=True)]
@@ -180,6 +180,11 @@ class Prune(TrainingTechnique):
             run.say("prune: no channel went: nothing changed; raise `amount` or lower `multiple`")
             return model
         keeps = masks.keeps
+        if lost := misfit(model, keeps):
+            raise ModelError(
+                f"another technique of this step has replaced {lost!r}, whose channels were pruned while it trained",
+                mend="prune in a step of its own, before or after this one",
+            )
         check_cut(model, keeps, run)
         cut_keeps(model, keeps)
         went, total = sum(count for _, count in counts), sum(group.size for group, _ in counts)

@@ -72,10 +72,8 @@ class Group:
     blocks: int
     """Into how many equal blocks the channels are divided; each keeps the same number."""
     members: tuple[Member, ...]
-
-    def writers(self) -> list[str]:
-        """The paths of the layers whose output channels they are."""
-        return [member.place[0] for member in self.members if member.place[1] == "out"]
+    writers: tuple[str, ...]
+    """The paths of the layers with weights whose output channels they are."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +114,27 @@ def cut_keeps(model: nn.Module, keeps: Keeps) -> None:
         CannotCut: a layer cannot lose these channels.
     """
     for (path, side, axis), keep in keeps.items():
+        if bool(keep.all()):
+            continue
         if side == "parameter":
             cut_slices(model, path, axis, keep)
-        elif not bool(keep.all()):
+        else:
             cut_channels(model.get_submodule(path), _side(side), keep)
+
+
+def misfit(model: nn.Module, keeps: Keeps) -> str | None:
+    """The first place that a network does not have, or not with as many channels; None if all is there."""
+    for (path, side, axis), keep in keeps.items():
+        try:
+            if side == "parameter":
+                size = model.get_parameter(path).shape[axis]
+            else:
+                size = size_of(model.get_submodule(path), _side(side))
+        except (AttributeError, CannotCut):
+            return path
+        if size != len(keep):
+            return path
+    return None
 
 
 def coupled_groups(model: nn.Module, run: Run, skip: Collection[str] = ()) -> tuple[list[Group], list[LeftAlone]]:
@@ -149,7 +164,7 @@ def coupled_groups(model: nn.Module, run: Run, skip: Collection[str] = ()) -> tu
             continue
         names = tuple(sorted(_writers(graph, coupled)))
         try:
-            group = _group(graph, name, coupled)
+            group = _group(graph, name, coupled, names)
             if taken := [path for path in names if path in skip]:
                 raise CannotCut(f"`skip` names {taken[0]}")
             if tied := [member.place[0] for member in group.members if member.place[0] in shared]:
@@ -219,7 +234,9 @@ def _writers(graph: torch_pruning.DependencyGraph, coupled: torch_pruning.Group)
     }
 
 
-def _group(graph: torch_pruning.DependencyGraph, name: str, coupled: torch_pruning.Group) -> Group:
+def _group(
+    graph: torch_pruning.DependencyGraph, name: str, coupled: torch_pruning.Group, writers: tuple[str, ...]
+) -> Group:
     size = len(coupled[0].idxs)
     members = [_member(graph, item) for item in coupled if graph._module2name.get(item.dep.target.module) is not None]
     if unknown := [member for member in members if member.size and int(member.index.max()) >= member.size]:
@@ -233,7 +250,7 @@ def _group(graph: torch_pruning.DependencyGraph, name: str, coupled: torch_pruni
             if member.size != size or not torch.equal(member.index.sort().values, torch.arange(size)):
                 raise CannotCut(f"the groups of {member.place[0]} do not lie on its channels")
             blocks = lcm(blocks, own)
-    return Group(name, size, blocks, tuple(member for member in members if member.size))
+    return Group(name, size, blocks, tuple(member for member in members if member.size), writers)
 
 
 def _member(graph: torch_pruning.DependencyGraph, item: torch_pruning.dependency.GroupItem) -> Member:

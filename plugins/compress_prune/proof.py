@@ -8,8 +8,8 @@ coupling, such as a shortcut that pads channels, gives two different functions, 
 the network's own weights are. So does normalisation across channels, whose statistics change with their number.
 
 Source: none; the equality is the definition of removing a channel of zeros.
-Cost: two copies of the network in float64 and three forward passes of two examples, once if all groups are
-right, else once more per group.
+Cost: three copies of the network, most in float64, and four forward passes of two examples; once if all groups
+are right, else once more per group.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def proven(model: nn.Module, groups: Sequence[Group], run: Run) -> tuple[list[Gr
         return list(groups), []
     faults = [_fault(model, [group], run) for group in groups]
     right = [group for group, fault in zip(groups, faults, strict=True) if fault is None]
-    left = [LeftAlone(tuple(group.writers()), fault) for group, fault in zip(groups, faults, strict=True) if fault]
+    left = [LeftAlone(group.writers, fault) for group, fault in zip(groups, faults, strict=True) if fault]
     if right and (fault := _fault(model, right, run)):
         raise ModelError(
             f"the channels of {', '.join(group.name for group in right)} cannot be removed together: {fault}",
@@ -65,6 +65,7 @@ def check_cut(model: nn.Module, keeps: Keeps, run: Run) -> None:
 def fault_of(model: nn.Module, keeps: Keeps, run: Run) -> str | None:
     """Why these channels cannot be removed, or None."""
     dense = generic(model, keeps).eval()
+    trained = deepcopy(dense).train()
     try:
         arguments = tree_map(_double, run.example)
         outputs(deepcopy(dense).double(), arguments, run)
@@ -76,11 +77,12 @@ def fault_of(model: nn.Module, keeps: Keeps, run: Run) -> str | None:
     try:
         cut_keeps(cut, keeps)
         wide, narrow = outputs(dense, arguments, run), outputs(cut, arguments, run)
-        outputs(cut.train(), arguments, run)
+        cut_keeps(trained, keeps)
+        outputs(trained, run.example, run)
     except CannotCut as error:
         return str(error)
     except Exception as error:
-        return f"the network does not run without them ({type(error).__name__}: {error})"
+        return f"the network does not run without them: {str(error).partition(chr(10))[0] or type(error).__name__}"
     if [tensor.shape for tensor in wide] != [tensor.shape for tensor in narrow]:
         return "they are an output of the network"
     if not all(_agree(one, other) for one, other in zip(wide, narrow, strict=True)):

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from compress_core.applying import apply_techniques
 from compress_core.artifact import load, save
 from compress_core.errors import ModelError
+from compress_core.parts import Change
 from tests.plugins.test_prune import Epochs, Watch
 from tests.support import Classification, ConvNet, DictNet, make, make_run
 
@@ -274,7 +275,7 @@ def test_over_the_whole_network_the_total_is_exact_and_layers_differ():
 )
 def test_counts_respect_the_multiple_and_leave_every_layer_something(sizes, amount, multiple, whole, seed):
     generator = torch.Generator().manual_seed(seed)
-    groups = [Group(str(size), size, 1, ()) for size in sizes]
+    groups = [Group(str(size), size, 1, (), ()) for size in sizes]
     scores = [torch.rand(size, generator=generator) for size in sizes]
     none = [torch.zeros(size, dtype=torch.bool) for size in sizes]
     counts = counts_gone(groups, scores, none, amount, multiple, whole=whole)
@@ -321,7 +322,7 @@ def test_padded_shortcuts_are_left_alone_and_named():
 def test_a_wrong_coupling_is_refused_by_name_and_not_saved():
     model, run = seeded(OptionA), make_run()
     found, _ = coupled_groups(model, run)
-    wrong = next(group for group in found if "stem" in group.writers())
+    wrong = next(group for group in found if "stem" in group.writers)
     gone = torch.arange(16) % 2 == 0
     cut = deepcopy(model)
     cut_keeps(cut, keeps_of([wrong], [gone]))
@@ -392,6 +393,58 @@ def test_traced_networks_and_layers_of_other_classes_are_pruned_with_what_they_k
     assert narrowed.weight.shape == (8, 8, 3, 3)
     rows = [next(i for i in range(16) if torch.isin(row, layer.weight[i]).all()) for row in narrowed.weight]
     assert narrowed.scale.tolist() == [float(i) for i in rows]
+
+
+def test_layers_that_observe_in_float32_while_training_are_pruned():
+    class Observer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("high", torch.zeros(()))
+            self.rate = 0.1
+
+        def forward(self, x):
+            if self.training:
+                self.high.lerp_(x.detach().amax().float(), self.rate)
+            return x
+
+    model = seeded(ConvNet)
+    model.blocks[0].bn1 = nn.Sequential(model.blocks[0].bn1, Observer())
+    found = widths(apply_techniques(model, [Prune(amount=0.5, granularity="channel")], make_run()))
+    assert found["blocks.0.conv1"] == 8
+    assert found["blocks.1.conv2"] == 16
+
+
+def test_a_network_that_makes_float32_of_its_own_is_pruned():
+    class Shifted(ConvNet):
+        def forward(self, image):
+            x = F.relu(self.bn(self.stem(image)))
+            table = torch.eye(x.shape[-1])  # a product of float64 and float32 is an error
+            return self.head((self.blocks(x @ table)).mean((2, 3)))
+
+    found = widths(apply_techniques(seeded(Shifted), [Prune(amount=0.5, granularity="channel")], make_run()))
+    assert (found["stem"], found["blocks.1.conv2"]) == (8, 16)
+
+
+def test_a_layer_that_another_technique_replaces_while_it_is_pruned_is_named():
+    class Replace(Watch):
+        name = "a-replacement"
+        child: str
+
+        @property
+        def changes(self):
+            return frozenset({Change.ARCHITECTURE})
+
+        def after_step(self, model, state, progress, run):
+            pass
+
+        def finish(self, model, state, run):
+            setattr(model.blocks[0], self.child, nn.Sequential(model.blocks[0].get_submodule(self.child)))
+            return model
+
+    for child in ("conv1", "bn1"):
+        techniques = [Prune(amount=0.5, granularity="channel"), Replace(seen=None, child=child)]
+        with pytest.raises(ModelError, match=rf"replaced 'blocks\.0\.{child}'"):
+            apply_techniques(make("conv"), techniques, make_run())
 
 
 def test_skipped_layers_keep_their_output_channels_and_all_that_is_coupled_with_them():
