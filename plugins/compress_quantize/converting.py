@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compress_core.errors import ModelError
-from compress_core.masks import MARK
+from compress_core.masks import MARK, hold_zeros
 from compress_core.modes import evaluating
 from compress_quantize.edges import Edges, find_edges
 from compress_quantize.folding import Normalization
@@ -237,7 +237,7 @@ def hold_integers(model: nn.Module) -> tuple[nn.Module, int, int]:
         source = layer.source if layer.source is not None else _join(path, "input_quantizer")
         norm = None if layer.norm is None else model.get_submodule(layer.norm)
         kept = freeze(layer, torch.tensor(grids[source].scale), None if norm is None else _normalization(norm))
-        kept.__dict__.update({name: value for name, value in vars(layer).items() if name == MARK})
+        _keep_marks(layer, kept)
         kept.register_module("input_quantizer", grids[source] if layer.source is None else None)
         new[id(layer)] = kept
         layers += 1
@@ -247,6 +247,12 @@ def hold_integers(model: nn.Module) -> tuple[nn.Module, int, int]:
     new |= {id(quantizer): grids[path] for path, quantizer in quantizers(model).items()}
     replace_modules(model, new)
     return new.get(id(model), model), layers, len(norms)
+
+
+def _keep_marks(old: nn.Module, new: nn.Module) -> None:
+    """Removed weights stay removed: their marks move on to the new layer."""
+    for tensor in vars(old).get(MARK, ()):
+        hold_zeros(new, tensor)
 
 
 def _grid(path: str, observer: ActivationQuantizer) -> Quantizer:
@@ -284,7 +290,11 @@ def replace_modules(model: nn.Module, new: Mapping[int, nn.Module]) -> None:
 
 def hold_reals(model: nn.Module) -> tuple[nn.Module, int]:
     """Ordinary layers again for those of integers, without quantizers; returns how many there were."""
-    new = {id(module): reopen(module) for module in model.modules() if isinstance(module, KEPT)}
+    new: dict[int, nn.Module] = {}
+    for module in model.modules():
+        if isinstance(module, KEPT):
+            new[id(module)] = reopen(module)
+            _keep_marks(module, new[id(module)])
     for module in model.modules():
         if isinstance(module, Graph):
             gone = [name for name, child in module._modules.items() if isinstance(child, Quantizer)]

@@ -202,7 +202,7 @@ def run_nodes(module: nn.Module, nodes: list[Node], inputs: tuple[Any, ...], nam
         if op == "output":
             return args[0]
         if op == "get_attr":
-            results[name] = operator.attrgetter(target)(module)
+            results[name] = _tensor(module, target)
             continue
         kwargs = {key: _resolved(value, results, module.training) for key, value in keywords.items()}
         results[name] = _callee(module, op, target)(*args, **kwargs)
@@ -217,6 +217,15 @@ def _input(name: str, default: list[Any], positional: Iterator[Any], named: Mapp
     if default:
         return default[0]
     raise TypeError(f"the forward of a traced container misses its argument {name!r}")
+
+
+def _tensor(module: nn.Module, target: str) -> Tensor:
+    path, _, name = target.rpartition(".")
+    try:
+        owner = module.get_submodule(path)
+        return {**owner._parameters, **owner._buffers}[name]
+    except (AttributeError, KeyError):
+        raise ValueError(f"a graph may not read {target!r}") from None
 
 
 def _callee(module: nn.Module, op: str, target: str) -> Callable[..., Any]:

@@ -86,15 +86,12 @@ class _Kept(nn.Module):
 
     weight: nn.Parameter
     scale: Tensor
-    zero_point: Tensor
-    """Zeros, in no file: onnxruntime has an integer kernel for a linear layer only if its weight has a zero point."""
     bias_scale: Tensor
 
     def _hold(self, shape: tuple[int, ...], bias: bool) -> None:
         outputs = shape[0]
         self.weight = nn.Parameter(torch.zeros(shape, dtype=torch.int8), requires_grad=False)
         self.register_buffer("scale", torch.ones(outputs))
-        self.register_buffer("zero_point", torch.zeros(outputs, dtype=torch.int8), persistent=False)
         if bias:
             self.bias = nn.Parameter(torch.zeros(outputs, dtype=torch.int32), requires_grad=False)
             self.register_buffer("bias_scale", torch.ones(outputs))
@@ -103,8 +100,13 @@ class _Kept(nn.Module):
         self.register_module("input_quantizer", None)
 
     def real_weight(self) -> Tensor:
-        """The weight (out, ...) as real numbers."""
-        return _dequantize(self.weight, self.scale, self.zero_point, WEIGHT_LOWEST, WEIGHT_HIGHEST)
+        """The weight (out, ...) as real numbers.
+
+        Its zero points are zeros, and are given all the same: without them in an exported file, onnxruntime
+        computes linear layers in float.
+        """
+        zero_point = torch.zeros(len(self.scale), dtype=torch.int8, device=self.scale.device)
+        return _dequantize(self.weight, self.scale, zero_point, WEIGHT_LOWEST, WEIGHT_HIGHEST)
 
     def real_bias(self) -> Tensor | None:
         """The bias (out,) as real numbers."""
