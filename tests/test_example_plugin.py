@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,8 @@ def run(*command: str, cwd: Path, status: int = 0, **variables: str) -> str:
 
 
 def build(source: Path, folder: Path) -> Path:
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(folder), str(source), cwd=folder)
+    isolation = ["--no-isolation"] if find_spec("hatchling") else []
+    run(sys.executable, "-m", "build", "--wheel", *isolation, "-o", str(folder), str(source), cwd=folder)
     (wheel,) = folder.glob("*.whl")
     return wheel
 
