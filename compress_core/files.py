@@ -27,33 +27,59 @@ MANIFEST = "manifest.json"
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Give an empty sibling folder that takes the place of `target` if the block ends well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    """Give an empty sibling folder that takes the place of `target` if the block ends well.
+
+    What was there before is moved aside by a rename, so that it is never there in part.
+
+    Raises:
+        ArtifactError: the disk is full, or the place cannot be written.
+    """
+    with _telling(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        before = temporary.with_name(f"{temporary.name}.part")
+        try:
+            temporary.chmod(0o755)
+            yield temporary
+            if target.exists():
+                target.rename(before)
+            try:
+                temporary.rename(target)
+            except OSError:
+                if before.exists():
+                    before.rename(target)
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(before, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        ArtifactError: the disk is full, or the place cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    with _telling(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _telling(target: Path) -> Iterator[None]:
+    """Tell an error of the disk with the place that could not be written."""
     try:
-        temporary.chmod(0o755)
-        yield temporary
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(temporary, target)
+        yield
     except OSError as error:
         raise ArtifactError(
             f"cannot be written: {error.strerror or error}", where=str(target), mend="free space or change the rights"
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ArtifactError(f"cannot be written: {error.strerror or error}", where=str(path)) from error
 
 
 def to_json(value: Any) -> str:
@@ -62,10 +88,19 @@ def to_json(value: Any) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file, without metadata, whose order is not stable between processes."""
+    """Write a safetensors file, without metadata, whose order is not stable between processes.
+
+    Raises:
+        ArtifactError: the disk is full, or the place cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    with _telling(path):
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 def digest(path: Path) -> str:
