@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 
 from compress_core import hookimpl
 from compress_core.errors import ModelError
-from compress_core.masks import hold_zeros
 from compress_core.parts import Change, Technique, TrainingPlan, TrainingTechnique
 from compress_core.selecting import matching
 
@@ -161,6 +160,8 @@ class Prune(TrainingTechnique):
         )
 
     def _finish_weights(self, model: nn.Module, masks: WeightMasks, run: Run) -> nn.Module:
+        from compress_core.masks import hold_zeros
+
         for name in masks.names:
             path, _, tensor = name.rpartition(".")
             hold_zeros(model.get_submodule(path), tensor)

@@ -90,23 +90,17 @@ def zero_channels(module: nn.Module, side: Side, keep: Tensor) -> None:
     """Set the parameters of every channel that is not in `keep`, a mask (channels,), to zero, in place."""
     for name, axis in axes(module, side).items():
         tensor = getattr(module, name)
-        if not isinstance(tensor, nn.Parameter):
-            continue
-        if name == "weight" and isinstance(module, _ConvNd) and side == "in" and not depthwise(module):
+        if side == "in" and blocks_of(module) > 1:
             blocks, groups = _by_blocks(module, side)
-            shape = [1] * blocks.ndim
-            shape[0], shape[_axis(module, side)] = groups, -1
-            blocks.masked_fill_(~keep.reshape(shape), 0)
-        else:
+            blocks.masked_fill_(~keep.reshape(groups, 1, -1, *[1] * (blocks.ndim - 3)), 0)
+        elif isinstance(tensor, nn.Parameter):
             zero_slices(tensor, axis, keep)
 
 
 @torch.no_grad()
 def zero_slices(tensor: Tensor, axis: int, keep: Tensor) -> None:
     """Set the slices of a tensor along an axis that are not in `keep` to zero, in place."""
-    shape = [1] * tensor.ndim
-    shape[axis] = -1
-    tensor.masked_fill_(~keep.reshape(shape), 0)
+    tensor.index_fill_(axis, (~keep).nonzero().flatten(), 0)
 
 
 @torch.no_grad()

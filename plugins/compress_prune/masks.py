@@ -22,7 +22,7 @@ class WeightMasks(nn.Module):
         super().__init__()
         self.names, self.whole = tuple(names), whole
         self.zeros_before = sum(int((weight == 0).sum()) for weight in self.weights(model))
-        self.register_buffer("done", torch.zeros(()))
+        self.register_buffer("done", torch.zeros((), dtype=torch.float64))
         for index, weight in enumerate(self.weights(model)):
             self.register_buffer(f"gone_{index}", torch.zeros_like(weight, dtype=torch.bool))
 
@@ -69,7 +69,7 @@ class ChannelMasks(nn.Module):
         super().__init__()
         self.groups, self.amount, self.multiple, self.whole = tuple(groups), amount, multiple, whole
         self.power = 1 if criterion == "l1" else 2
-        self.register_buffer("done", torch.zeros(()))
+        self.register_buffer("done", torch.zeros((), dtype=torch.float64))
         for index, group in enumerate(groups):
             self.register_buffer(f"gone_{index}", torch.zeros(group.size, dtype=torch.bool))
 
