@@ -49,6 +49,12 @@ class Epochs(TrainingTechnique):
         )
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Networks that a test makes by itself are the same in any order of the tests."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="module")
 def teacher() -> nn.Module:
     """A network that knows the digits."""

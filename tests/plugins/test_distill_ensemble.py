@@ -22,6 +22,12 @@ from tests.support import Classification, ConvNet, digits, make_run
 FACTORIES = ("tests.support:MLP", "tests.support:ConvNet")
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Networks that a test makes by itself are the same in any order of the tests."""
+    torch.manual_seed(0)
+
+
 def built(factory: str, seed: int, **params) -> nn.Module:
     return build_model(factory, params, seed=seed)
 

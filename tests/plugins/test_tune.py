@@ -23,6 +23,12 @@ from compress_core.training import parameter_groups
 from tests.support import make, make_run
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Networks that a test makes by itself are the same in any order of the tests."""
+    torch.manual_seed(0)
+
+
 class DropNet(nn.Module):
     """A network that can forget."""
 
