@@ -13,74 +13,70 @@ from torch import Tensor, nn
 from compress_core.errors import ModelError
 from compress_core.masks import MARK
 from compress_core.run import Run
-from compress_factorize.pieces import Area, Factors, Layer, Wish, factorize
-
-_NOTHING_SAVED = "would save nothing"
+from compress_factorize.pieces import Area, Layer
 
 
-@dataclass
-class _Account:
-    """What was replaced, and what was left and why."""
+@dataclass(frozen=True)
+class Found:
+    """The layers that may be factorized, and the others by the reason why not."""
 
-    before: int
-    replaced: dict[str, Factors] = field(default_factory=dict)
+    layers: dict[str, Layer] = field(default_factory=dict)
+    areas: dict[str, Area] = field(default_factory=dict)
     left: dict[str, list[str]] = field(default_factory=dict)
 
     def leave(self, path: str, reason: str) -> None:
+        """Note that a layer stays."""
         self.left.setdefault(reason, []).append(path)
 
-    def told(self, after: int) -> str:
-        """One line."""
-        count = len(self.replaced)
-        left = "; ".join(f"{reason}: {', '.join(paths)}" for reason, paths in sorted(self.left.items()))
-        if not count:
-            return f"nothing changed ({left})"
-        done = ", ".join(
-            f"{path} (rank {'/'.join(map(str, factors.ranks))}, error {factors.error:.1%})"
-            for path, factors in self.replaced.items()
-        )
-        rest = f"; left: {left}" if left else ""
-        layers = "1 layer" if count == 1 else f"{count} layers"
-        return f"{layers} replaced, {self.before:,} to {after:,} parameters: {done}{rest}"
 
-
-def replace_layers(model: nn.Module, run: Run, wish: Wish, skipped: Mapping[str, nn.Module]) -> tuple[nn.Module, str]:
-    """Put factors in the place of layers.
-
-    Returns:
-        The network (another object if it is a layer itself), and one line about what was replaced, with the
-        relative error of each weight, and what was left and why.
+def find_layers(model: nn.Module, run: Run, skipped: Mapping[str, nn.Module]) -> Found:
+    """Look through a network, running two examples to see where its layers compute.
 
     Raises:
         ModelError: a weight is not finite.
     """
-    account = _Account(before=_parameters(model))
-    layers: dict[str, Layer] = {}
+    found = Found()
+    fit: dict[str, Layer] = {}
     shared = _shared_parameters(model)
     for path, module in model.named_modules():
         if path in skipped or not _holds_weights(module) or _is_inside_attention(model, path):
             continue
-        reason = _unfit(module, shared)
-        if reason is None:
-            assert isinstance(module, Layer)
-            layers[path] = module
-        else:
-            account.leave(path, reason)
-    areas = _areas(model, run, layers)
-    for path, layer in layers.items():
-        if not torch.isfinite(layer.weight).all():
-            raise ModelError("its weight is not finite", where=path, mend="train again with a smaller learning rate")
+        if (reason := _unfit(module, shared)) is not None:
+            found.leave(path, reason)
+        elif isinstance(module, Layer):
+            _refuse_no_numbers(path, module)
+            fit[path] = module
+    areas = _areas(model, run, fit)
+    for path, layer in fit.items():
         if path not in areas:
-            account.leave(path, "gets no input")
-        elif not layer.weight.any():
-            account.leave(path, "is all zeros")
-        elif (factors := factorize(layer, areas[path], wish)) is None:
-            account.leave(path, _NOTHING_SAVED)
+            found.leave(path, "gets no input")
         else:
-            account.replaced[path] = factors
-            model = _put(model, path, factors.pieces)
-    _leave_fused_paths(model, account.replaced)
-    return model, account.told(_parameters(model))
+            found.layers[path], found.areas[path] = layer, areas[path]
+    return found
+
+
+def put(model: nn.Module, path: str, pieces: nn.Module) -> nn.Module:
+    """Put the pieces in the place of a layer; the result is another object if the layer was the network."""
+    if not path:
+        return pieces
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, pieces)
+    return model
+
+
+def leave_fused_paths(model: nn.Module, replaced: Mapping[str, object]) -> None:
+    """Tell torch's transformer layers not to fuse what is no single layer any more."""
+    for path, module in model.named_modules():
+        if any(child.startswith(f"{path}." if path else "") for child in replaced):
+            if isinstance(module, nn.TransformerEncoderLayer):
+                module.activation_relu_or_gelu = 0
+            elif isinstance(module, nn.TransformerEncoder):
+                module.use_nested_tensor = False
+
+
+def _refuse_no_numbers(path: str, layer: Layer) -> None:
+    if not torch.isfinite(layer.weight).all():
+        raise ModelError("its weight is not finite", where=path, mend="train again with a smaller learning rate")
 
 
 def _holds_weights(module: nn.Module) -> bool:
@@ -108,6 +104,9 @@ def _unfit(module: nn.Module, shared: set[int]) -> str | None:
         return "shares its weight"
     if getattr(module, MARK, ()):
         return "has removed weights"
+    assert isinstance(module, Layer)
+    if not module.weight.any():
+        return "is all zeros"
     if module._forward_hooks or module._forward_pre_hooks:
         return "has hooks"
     return None
@@ -132,14 +131,6 @@ def _area(layer: Layer, inputs: list[Tensor], outputs: list[Tensor]) -> Area:
     return Area(sum(x.numel() // layer.in_channels for x in inputs), sum(after), sum(between))
 
 
-def _put(model: nn.Module, path: str, pieces: nn.Module) -> nn.Module:
-    if not path:
-        return pieces
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, pieces)
-    return model
-
-
 @contextmanager
 def _step_by_step() -> Iterator[None]:
     """Without torch's fused transformer layers, which call none of their children."""
@@ -149,17 +140,3 @@ def _step_by_step() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-def _leave_fused_paths(model: nn.Module, replaced: Mapping[str, Factors]) -> None:
-    """Tell torch's transformer layers not to fuse what is no single layer any more."""
-    for path, module in model.named_modules():
-        if any(child.startswith(f"{path}." if path else "") for child in replaced):
-            if isinstance(module, nn.TransformerEncoderLayer):
-                module.activation_relu_or_gelu = 0
-            elif isinstance(module, nn.TransformerEncoder):
-                module.use_nested_tensor = False
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,7 +1,7 @@
-"""The layers that take the place of one: candidates with what they keep and cost, the choice, the building.
+"""The layers that take the place of one: candidates with what they keep and cost, and the building.
 
-A candidate is a set of ranks. Of those that need fewer parameters and fewer multiplications than the layer,
-`energy` takes the cheapest that keeps enough, `ratio` the one that keeps the most within its parameters.
+A candidate is a set of ranks. Only those count that need fewer parameters and fewer multiplications than the
+layer, and of these only the ones that no other candidate betters in both what it keeps and its parameters.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from compress_factorize.lowrank import (
     tucker_factors,
 )
 
-Method = Literal["tucker", "spatial", "channel"]
+Method = Literal["spatial", "tucker", "channel"]
 Layer = nn.Linear | nn.Conv2d
 _SLACK = 1e-12
 
@@ -40,23 +40,27 @@ class Area:
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What is asked of the factors: one of `energy` and `ratio`."""
-
-    energy: float | None = None
-    ratio: float | None = None
-    method: Method = "tucker"
-    multiple: int = 1
-
-
-@dataclass(frozen=True)
 class Candidates:
-    """Ranks, the share of the squared norm that they keep, and what they cost; one entry each."""
+    """Sets of ranks, one entry each; the more an entry keeps, the more parameters it has."""
 
-    ranks: list[tuple[int, ...]]
+    ranks: Tensor
+    """(n, number of ranks)."""
     kept: Tensor
+    """(n,), the share of the squared norm of the weight."""
     parameters: Tensor
     macs: Tensor
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def cheapest(self, energy: float) -> int | None:
+        """The entry with the fewest parameters that keeps at least that much."""
+        enough = (self.kept >= energy - _SLACK).nonzero()
+        return int(enough[0]) if len(enough) else None
+
+    def take(self, entries: Tensor) -> Candidates:
+        """Some of the entries."""
+        return Candidates(self.ranks[entries], self.kept[entries], self.parameters[entries], self.macs[entries])
 
 
 @dataclass(frozen=True)
@@ -69,53 +73,42 @@ class Factors:
     """||W - W'|| / ||W||."""
 
 
-def factorize(layer: Layer, area: Area, wish: Wish) -> Factors | None:
-    """The pieces of a layer, or None where they would not save both parameters and multiplications."""
-    found = candidates(layer, area, wish)
-    full_parameters = layer.weight.numel()
-    full_macs = full_parameters * area.outputs
-    chosen = choose(found, full_parameters, full_macs, wish)
-    if chosen is None:
-        return None
-    ranks = found.ranks[chosen]
-    pieces = _split(layer, ranks, wish.method)
-    kept = float(found.kept[chosen]) if len(ranks) == 1 else _kept_by(pieces, layer.weight)
-    return Factors(_build(layer, pieces), ranks, max(0.0, 1.0 - kept) ** 0.5)
+def factors_of(layer: Layer, ranks: Sequence[int], method: Method) -> Factors:
+    """The pieces of a layer with these ranks."""
+    pieces = _split(layer, ranks, method)
+    return Factors(_build(layer, pieces), tuple(ranks), _error(layer, pieces))
 
 
-def choose(found: Candidates, full_parameters: int, full_macs: int, wish: Wish) -> int | None:
-    """The index of the candidate to take; None if none saves anything as it is wished."""
-    allowed = (found.parameters < full_parameters) & (found.macs < full_macs)
-    if wish.ratio is not None:
-        allowed &= found.parameters <= wish.ratio * full_parameters
-        score = -found.kept
-    else:
-        assert wish.energy is not None
-        allowed &= found.kept >= wish.energy - _SLACK
-        score = found.parameters / full_parameters + found.macs / full_macs
-    if not bool(allowed.any()):
-        return None
-    return int(torch.where(allowed, score, torch.inf).argmin())
+def worthwhile(layer: Layer, area: Area, method: Method, multiple: int = 1) -> Candidates:
+    """The candidates that save parameters and multiplications and are bettered by no other, the least first."""
+    found = candidates(layer, area, method, multiple)
+    full = layer.weight.numel()
+    saving = (found.parameters < full) & (found.macs < full * area.outputs) & (found.kept > 0)
+    found = found.take(saving.nonzero().flatten())
+    order = sorted(range(len(found)), key=lambda entry: (-found.kept[entry].item(), found.parameters[entry].item()))
+    frontier: list[int] = []
+    for entry in order:
+        if not frontier or found.parameters[entry] < found.parameters[frontier[-1]]:
+            frontier.append(entry)
+    return found.take(torch.tensor(frontier[::-1], dtype=torch.long))
 
 
-def candidates(layer: Layer, area: Area, wish: Wish) -> Candidates:
-    """Every set of ranks that may be chosen for a layer."""
+def candidates(layer: Layer, area: Area, method: Method, multiple: int = 1) -> Candidates:
+    """Every set of ranks that a layer may get."""
     weight = layer.weight.detach()
     if isinstance(layer, nn.Linear):
         kept = kept_by_rank(torch.linalg.svdvals(weight.double()))
-        return _of_one_rank(kept, (weight.shape[1], area.outputs), (weight.shape[0], area.outputs), wish.multiple)
+        return _of_one_rank(kept, (weight.shape[1], area.outputs), (weight.shape[0], area.outputs), multiple)
     outputs, inputs, height, width = weight.shape
-    match _method(layer, wish.method):
+    match _method(layer, method):
         case "spatial":
             kept = kept_by_rank(torch.linalg.svdvals(spatial_matrix(weight).double()))
-            first, second = inputs * height, outputs * width
-            return _of_one_rank(kept, (first, area.between), (second, area.outputs), wish.multiple)
+            return _of_one_rank(kept, (inputs * height, area.between), (outputs * width, area.outputs), multiple)
         case "channel":
             kept = kept_by_rank(torch.linalg.svdvals(weight.flatten(1).double()))
-            first, second = inputs * height * width, outputs
-            return _of_one_rank(kept, (first, area.outputs), (second, area.outputs), wish.multiple)
+            return _of_one_rank(kept, (inputs * height * width, area.outputs), (outputs, area.outputs), multiple)
         case "tucker":
-            return _of_two_ranks(weight, area, wish.multiple)
+            return _of_two_ranks(weight, area, multiple)
 
 
 def _method(layer: nn.Conv2d, method: Method) -> Method:
@@ -133,7 +126,7 @@ def _of_one_rank(kept: Tensor, first: tuple[int, int], second: tuple[int, int], 
     """Candidates of two pieces, each with its parameters per rank and the positions at which it computes."""
     ranks = _multiples(len(kept), multiple)
     return Candidates(
-        ranks=[(rank,) for rank in ranks.tolist()],
+        ranks=ranks[:, None],
         kept=kept[ranks - 1],
         parameters=ranks * (first[0] + second[0]),
         macs=ranks * (first[0] * first[1] + second[0] * second[1]),
@@ -151,7 +144,7 @@ def _of_two_ranks(weight: Tensor, area: Area, multiple: int) -> Candidates:
     core = rank_out * rank_in * height * width
     last = torch.where(rank_out < outputs, rank_out * outputs, 0)
     return Candidates(
-        ranks=[(int(out), int(into)) for out, into in grid.tolist()],
+        ranks=grid,
         kept=kept[rank_out - 1, rank_in - 1],
         parameters=first + core + last,
         macs=first * area.inputs + (core + last) * area.outputs,
@@ -188,10 +181,25 @@ def _split(layer: Layer, ranks: Sequence[int], method: Method) -> list[_Piece]:
             return pieces
 
 
-def _kept_by(pieces: Sequence[_Piece], weight: Tensor) -> float:
-    """The share of ||W||^2 in the core of a Tucker chain, whose bases are orthonormal."""
-    core = next(piece.weight for piece in pieces if piece.axes)
-    return float(core.square().sum() / weight.detach().double().square().sum())
+def _error(layer: Layer, pieces: Sequence[_Piece]) -> float:
+    """||W - W'|| / ||W||, with W' multiplied out."""
+    found = pieces[0].weight
+    for piece in pieces[1:]:
+        found = _after(piece.weight, found)
+    weight = layer.weight.detach().double()
+    return float(torch.linalg.vector_norm(weight - found) / torch.linalg.vector_norm(weight))
+
+
+def _after(second: Tensor, first: Tensor) -> Tensor:
+    """The weight of a piece `second` (out, r, ...) behind a piece `first` (r, in, ...): (out, in, ...).
+
+    Along each axis of the image, one of the two kernels has a single entry.
+    """
+    if second.ndim == 2:
+        return second @ first
+    joined = torch.einsum("orhw,riab->oihawb", second, first)
+    outputs, inputs, height, above, width, beside = joined.shape
+    return joined.reshape(outputs, inputs, height * above, width * beside)
 
 
 def _build(layer: Layer, pieces: Sequence[_Piece]) -> nn.Sequential:
