@@ -108,7 +108,11 @@ def factories_in(edits: list[Edit]) -> Iterator[str]:
 
 
 def _walk(module: nn.Module, fresh: nn.Module, path: str, types: Types, seen: dict[int, str]) -> Iterator[Edit]:
-    """Edits of two modules of one type. `seen` holds the path at which each module of the model was met first."""
+    """Edits of two modules of one type.
+
+    `seen` holds the path at which each module of the model was met first, and each of the fresh network that
+    stays: one of these that the factory has put into two places stays in the first of them only.
+    """
     seen[id(module)] = path
     _refuse_hidden_state(module, fresh, path)
     yield from _attribute_edits(module, fresh, path)
@@ -125,11 +129,13 @@ def _walk(module: nn.Module, fresh: nn.Module, path: str, types: Types, seen: di
             if other is None or not _is_alias(fresh, name, seen[id(child)], path):
                 yield {"op": "alias", "path": place, "same_as": seen[id(child)]}
         elif other is not None and _adopts(child, other):
+            seen[id(other)] = place
             yield from _adoption(child, other, place, types, seen)
-        elif other is None or _must_rebuild(child, other):
+        elif other is None or id(other) in seen or _must_rebuild(child, other):
             seen[id(child)] = place
             yield {"op": "replace", "path": place, "module": _describe(child, place, types)}
         else:
+            seen[id(other)] = place
             yield from _walk(child, other, place, types, seen)
 
 
@@ -190,10 +196,15 @@ def _describe_type(module: nn.Module, path: str, types: Types) -> dict[str, Any]
     name, arguments = _type_and_arguments(module, path, types)
     encoded = {key: encode(value, path) for key, value in arguments.items()}
     fresh = _construct(types[name], arguments, path)
-    return {"type": name, "arguments": encoded, "edits": list(_walk(module, fresh, "", types, {}))}
+    try:
+        edits = list(_walk(module, fresh, "", types, {}))
+    except ArtifactError as error:
+        raise ArtifactError(f"in the module {path!r}: {error.what}", mend=error.mend) from error.__cause__
+    return {"type": name, "arguments": encoded, "edits": edits}
 
 
 def _type_and_arguments(module: nn.Module, path: str, types: Types) -> tuple[str, dict[str, Any]]:
+    _refuse_parametrization(module, path)
     name = qualified_name(type(module))
     if name not in types:
         raise ArtifactError(
@@ -313,10 +324,10 @@ def _spec(module: nn.Module, name: str, tensor: Tensor) -> dict[str, Any]:
 
 def _refuse_hidden_state(module: nn.Module, fresh: nn.Module, path: str) -> None:
     place = f"the module {path or 'at the root'!r}"
-    if parametrize.is_parametrized(module) and not parametrize.is_parametrized(fresh):
-        raise ArtifactError(
-            f"{place} still has a parametrization", mend="call torch.nn.utils.parametrize.remove_parametrizations"
-        )
+    if isinstance(module, LazyModuleMixin):
+        raise ArtifactError(f"{place} is lazy and has no shape yet", mend="run the network once")
+    if not parametrize.is_parametrized(fresh):
+        _refuse_parametrization(module, path)
     if any(name.endswith("_mask") and f"{name[:-5]}_orig" in module._parameters for name in module._buffers):
         raise ArtifactError(
             f"{place} still has a mask of torch.nn.utils.prune", mend="call torch.nn.utils.prune.remove"
@@ -334,8 +345,14 @@ def _refuse_hidden_state(module: nn.Module, fresh: nn.Module, path: str) -> None
             )
     if type(module).get_extra_state is not nn.Module.get_extra_state:
         raise ArtifactError(f"{place} has extra state that is no tensor", mend="keep it in buffers")
-    if isinstance(module, LazyModuleMixin):
-        raise ArtifactError(f"{place} is lazy and has no shape yet", mend="run the network once")
+
+
+def _refuse_parametrization(module: nn.Module, path: str) -> None:
+    if parametrize.is_parametrized(module):
+        raise ArtifactError(
+            f"the module {path or 'at the root'!r} still has a parametrization",
+            mend="call torch.nn.utils.parametrize.remove_parametrizations",
+        )
 
 
 def _apply(model: nn.Module, edit: Edit, types: Types) -> nn.Module:

@@ -185,7 +185,7 @@ class _Loop:
             output = engine.network(*arguments, **keywords)
             loss = self._loss(batch, output)
         if self.run.device == "cpu" and not torch.isfinite(loss):
-            raise self._diverged(epoch, float(loss))
+            raise self._diverged(epoch, float(loss.detach()))
         engine.accelerator.backward(loss)
         progress = (self.step + 1) / self.total
         for technique in self.techniques:
