@@ -10,7 +10,7 @@ from rich.text import Text
 
 from compress_core.catalog import Catalog, Plugin
 from compress_core.errors import PluginError, suggest
-from compress_core.parts import Part
+from compress_core.parts import Part, Technique
 from compress_core.schema import parameters
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def parts_table(description: Mapping[str, Any]) -> Table:
         table.add_row(Text(part["name"], style="bold"), part["kind"], "", part["about"])
         for name, entry in part["parameters"].items():
             default = "required" if entry["required"] else _value(entry.get("default"))
-            table.add_row(f"  {name}", _type(entry), default, entry.get("description", ""))
+            table.add_row(f"  {name}", kind_of_value(entry), default, entry.get("description", ""))
     return table
 
 
@@ -117,7 +117,8 @@ def _names(plugins: Catalog, plugin: Plugin, kind: str) -> list[str]:
 
 def _description(kind: str, part: type[Part]) -> dict[str, Any]:
     about = (part.__doc__ or "").strip().partition("\n\n")[0].replace("\n    ", " ")
-    return {"name": part.name, "kind": kind, "about": about, "parameters": parameters(part)}
+    example = dict(part.example) if issubclass(part, Technique) else {}
+    return {"name": part.name, "kind": kind, "about": about, "example": example, "parameters": parameters(part)}
 
 
 def _runs(entry: Planned) -> Text:
@@ -128,15 +129,15 @@ def _runs(entry: Planned) -> Text:
     return Text(f"yes: {'; '.join(entry.reasons)}", style="yellow")
 
 
-def _type(schema: Mapping[str, Any]) -> str:
+def kind_of_value(schema: Mapping[str, Any]) -> str:
     """A JSON schema in a few words: `number > 0`, `"layer" | "global"`."""
     if "enum" in schema or "const" in schema:
         return " | ".join(_value(value) for value in schema.get("enum", [schema.get("const")]))
     if "anyOf" in schema:
-        return " | ".join(_type(entry) for entry in schema["anyOf"])
+        return " | ".join(kind_of_value(entry) for entry in schema["anyOf"])
     kind = str(schema.get("type", "any"))
     if kind == "array" and isinstance(schema.get("items"), Mapping):
-        kind = f"list of {_type(schema['items'])}"
+        kind = f"list of {kind_of_value(schema['items'])}"
     return " ".join([kind, *_bounds(schema)])
 
 
