@@ -118,8 +118,7 @@ def _method(layer: nn.Conv2d, method: Method) -> Method:
 
 def _multiples(largest: int, multiple: int) -> Tensor:
     """The ranks up to `largest` that are multiples, and `largest` itself."""
-    ranks = torch.arange(multiple, largest + 1, multiple)
-    return ranks if len(ranks) and ranks[-1] == largest else torch.cat([ranks, torch.tensor([largest])])
+    return torch.tensor(sorted({*range(multiple, largest + 1, multiple), largest}))
 
 
 def _of_one_rank(kept: Tensor, first: tuple[int, int], second: tuple[int, int], multiple: int) -> Candidates:

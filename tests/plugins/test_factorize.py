@@ -274,6 +274,13 @@ def test_ranks_can_be_multiples():
         assert len(ranks) and all(rank % 16 == 0 or rank in {40, 48} for rank in ranks.flatten().tolist())
 
 
+def test_multiples_leave_a_layer_that_is_narrower_than_one():
+    said: list[str] = []
+    found = apply_techniques(make("conv"), [Factorize(ratio=0.7, multiple=16)], make_run(teller=said.append))
+    assert isinstance(found.stem, nn.Conv2d) and isinstance(found.blocks[1].conv2, nn.Sequential)
+    assert "would save nothing: stem" in said[0]
+
+
 def test_a_chain_that_saves_parameters_but_no_multiplications_is_not_worthwhile():
     layer = nn.Conv2d(8, 12, 3, stride=3)
     strided, flat = Area(inputs=81, outputs=9, between=27), Area(9, 9, 9)
