@@ -158,6 +158,40 @@ class Normed(nn.Module):
         return self.head(F.relu(self.conv2(F.relu(self.norm(self.conv1(image))))).mean((2, 3)))
 
 
+class Attention(nn.Module):
+    """Attention written out: channels are dealt out to heads, and their number scales the scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.query, self.key = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.value, self.mix = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.norm, self.up, self.down = nn.LayerNorm(16), nn.Linear(16, 40), nn.Linear(40, 16)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, image):
+        x = self.embed(image.squeeze(1))
+        query, key, value = (
+            layer(x).view(len(x), 8, 2, -1).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        x = x + self.mix(mixed)
+        return self.head((x + self.down(F.gelu(self.up(self.norm(x))))).mean(1))
+
+
+class Words(nn.Module):
+    """An embedding and bare positions that a linear layer adds to, read by a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.position = nn.Embedding(17, 12), nn.Parameter(torch.randn(64, 12))
+        self.before, self.conv, self.head = nn.Linear(12, 12), nn.Conv1d(12, 16, 3), nn.Linear(16, 10)
+
+    def forward(self, image):
+        x = self.embed((image.flatten(1) * 16).long())
+        x = x + self.position + self.before(torch.tanh(x))
+        return self.head(F.gelu(self.conv(x.transpose(1, 2))).amax(-1))
+
+
 def seeded(build, **fields):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
@@ -179,12 +213,15 @@ def widths(model):
     return {
         path: module.weight.shape[int(getattr(module, "transposed", False))]
         for path, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
     }
 
 
 NETWORKS = {
-    "residual": (ConvNet, {"stem", "blocks.0.conv1", "blocks.0.conv2", "blocks.1.conv1", "blocks.1.conv2"}),
+    "residual": (
+        ConvNet,
+        {"stem", "blocks.0.conv1", "blocks.0.conv2", "blocks.1.conv1", "blocks.1.conv2", "blocks.1.skip.0"},
+    ),
     "option-a": (OptionA, {"blocks.0.conv1", "blocks.1.conv1", "blocks.2.conv1"}),
     "concatenated": (Concatenated, {"stem", "conv1", "conv2"}),
     "depthwise": (Depthwise, {"up", "depth", "squeeze", "excite", "down"}),
@@ -193,6 +230,8 @@ NETWORKS = {
     "gated": (Gated, {"after"}),
     "tied": (Tied, {"fourth"}),
     "normed": (Normed, {"conv2"}),
+    "attention": (Attention, {"up"}),
+    "words": (Words, {"before", "conv"}),
 }
 
 
@@ -205,7 +244,7 @@ def test_a_pruned_network_computes_what_the_dense_one_does_with_zeros(name):
     before = widths(model)
     small = apply_techniques(model, [Prune(amount=0.5, granularity="channel")], run)
     after = widths(small)
-    assert {path for path in before if after[path] < before[path]} >= pruned_layers
+    assert {path for path in before if after[path] < before[path]} == pruned_layers
     scores = [torch.rand(group.size, generator=torch.Generator().manual_seed(3)) for group in groups]
     gone = [
         least(score, group.size // 2, torch.zeros(group.size, dtype=torch.bool), group.blocks)
@@ -216,7 +255,7 @@ def test_a_pruned_network_computes_what_the_dense_one_does_with_zeros(name):
     zero_keeps(masked, keeps)
     cut_keeps(cut, keeps)
     with torch.no_grad():
-        assert not torch.allclose(model(image), masked(image), atol=1e-3) or name == "scaled"
+        assert not torch.equal(model(image), masked(image))
         assert torch.allclose(cut(image), masked(image), atol=1e-5)
     cut.train()(image)
     for module in cut.modules():
@@ -286,7 +325,10 @@ def test_counts_respect_the_multiple_and_leave_every_layer_something(sizes, amou
     if multiple == 1 and whole:
         assert sum(counts) == min(round(amount * sum(sizes)), sum(sizes) - len(sizes))
     masks = [least(score, count, mask) for score, count, mask in zip(scores, counts, none, strict=True)]
-    assert counts_gone(groups, scores, masks, amount, multiple, whole=whole) == counts
+    again = counts_gone(groups, scores, masks, amount, multiple, whole=whole)
+    assert all(later >= sooner for later, sooner in zip(again, counts, strict=True))
+    if multiple == 1 or not whole:
+        assert again == counts
 
 
 def test_what_went_stays_gone_when_a_multiple_would_bring_it_back():
