@@ -72,7 +72,7 @@ def dequantize(integers: Tensor, scale: Tensor, zero_point: Tensor | int) -> Ten
 
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, lowest: int, highest: int) -> Tensor:
     """`dequantize(quantize(x))` with the straight-through gradient."""
-    found: Tensor = _FakeQuantize.apply(x, scale, zero_point, (lowest, highest))
+    found: Tensor = _FakeQuantize.apply(x, scale, zero_point, (lowest, highest))  # type: ignore[no-untyped-call]
     return found
 
 

@@ -24,7 +24,7 @@ from compress_quantize.graph import Graph, Node, become_graph, run_nodes, with_q
 from compress_quantize.layers import (
     KEPT,
     TRAINING,
-    TRAINING_TYPES,
+    Training,
     freeze,
     make_trainable,
     quantizer_of,
@@ -66,7 +66,8 @@ def make_quantizable(model: nn.Module, forward: Callable[[], Any], skipped: set[
             report.left[path] = reason
         elif type(module) in TRAINING:
             layers.add(path)
-    traced = _traced(model, calls, inputs, skipped, report) if layers else {}
+    traced, untraced = _traced(model, calls, inputs, skipped) if layers else ({}, {})
+    report.untraced = {path: why for path, why in untraced.items() if any(_inside(layer, path) for layer in layers)}
     edges = find_edges(model, traced, layers, calls)
     for path, nodes in edges.quantizers.items():
         become_graph(container := model.get_submodule(path), with_quantizers(traced[path], nodes, SUFFIX))
@@ -80,16 +81,23 @@ def make_quantizable(model: nn.Module, forward: Callable[[], Any], skipped: set[
             source=None if source is None else _join(source[0], source[1] + SUFFIX),
             norm=edges.norms.get(path),
         )
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and any(
-            type(child) in TRAINING_TYPES for child in module.children()
-        ):
-            module.activation_relu_or_gelu = 0  # its fused path would read the weights past the layers
+    _refuse_fused_paths(model)
     return report
+
+
+def _refuse_fused_paths(model: nn.Module) -> None:
+    """Keep torch's encoder layer from computing with the weights past the layers that hold them."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(x, Training) for x in module.children()):
+            module.activation_relu_or_gelu = 0
 
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
+
+
+def _inside(path: str, container: str) -> bool:
+    return not container or path == container or path.startswith(f"{container}.")
 
 
 @torch.no_grad()
@@ -104,7 +112,7 @@ def _watched(
 
         def watch(module: nn.Module, inputs: Any, named: Any, output: Any, path: str = path) -> None:
             calls[path] += 1
-            if module._modules:
+            if _is_container(module):
                 seen[path] = (inputs, named, output)
 
         handles.append(module.register_forward_hook(watch, with_kwargs=True))
@@ -115,6 +123,15 @@ def _watched(
         for handle in handles:
             handle.remove()
     return calls, seen, output
+
+
+def _is_container(module: nn.Module) -> bool:
+    """Whether a module's forward is made of smaller steps; torch's own layers are whole."""
+    if isinstance(module, nn.Sequential | Graph):
+        return True
+    return not type(module).__module__.startswith("torch.nn.modules") or isinstance(
+        module, nn.TransformerEncoder | nn.TransformerEncoderLayer
+    )
 
 
 def _why_real(path: str, module: nn.Module, model: nn.Module, calls: Mapping[str, int], skipped: set[str]) -> str:
@@ -139,20 +156,20 @@ def _traced(
     calls: Mapping[str, int],
     seen: Mapping[str, tuple[tuple[Any, ...], dict[str, Any], Any]],
     skipped: set[str],
-    report: Report,
-) -> dict[str, list[Node]]:
-    """The nodes of every container that can be traced and then gives what it gave before."""
+) -> tuple[dict[str, list[Node]], dict[str, str]]:
+    """The nodes of every container that can be traced and then gives what it gave before, and why others cannot."""
     found: dict[str, list[Node]] = {}
+    reasons: dict[str, str] = {}
     for path, module in model.named_modules():
-        if not calls.get(path) or not module._modules or path in skipped or isinstance(module, nn.MultiheadAttention):
+        if not calls.get(path) or not _is_container(module) or path in skipped:
             continue
         try:
             nodes = trace(module)
             _check_nodes(module, nodes, *seen[path])
             found[path] = nodes
         except Untraceable as error:
-            report.untraced[path] = str(error)
-    return found
+            reasons[path] = str(error)
+    return found, reasons
 
 
 @torch.no_grad()
@@ -198,9 +215,9 @@ def _check_same(before: Any, forward: Callable[[], Any], model: nn.Module, edges
 
 def is_stale(model: nn.Module) -> bool:
     """Whether some range is unknown, or a layer has been narrowed since the ranges were taken."""
-    layers = [module for module in model.modules() if type(module) in TRAINING_TYPES]
+    layers = [module for module in model.modules() if isinstance(module, Training)]
     unknown = any(not quantizer.observed for quantizer in quantizers(model).values())
-    return unknown or any(layer.weight.shape != layer.first_shape for layer in layers)
+    return unknown or any(layer.get_parameter("weight").shape != layer.first_shape for layer in layers)
 
 
 def quantizers(model: nn.Module) -> dict[str, ActivationQuantizer]:
@@ -232,18 +249,20 @@ def hold_integers(model: nn.Module) -> tuple[nn.Module, int, int]:
     norms: set[str] = set()
     layers = 0
     for path, layer in model.named_modules():
-        if type(layer) not in TRAINING_TYPES:
+        if not isinstance(layer, Training):
             continue
         source = layer.source if layer.source is not None else _join(path, "input_quantizer")
-        norm = None if layer.norm is None else model.get_submodule(layer.norm)
-        kept = freeze(layer, torch.tensor(grids[source].scale), None if norm is None else _normalization(norm))
+        norm = None
+        if layer.norm is not None:
+            folded = model.get_submodule(layer.norm)
+            norm = _normalization(folded)
+            new[id(folded)] = nn.Identity().train(folded.training)
+            norms.add(layer.norm)
+        kept = freeze(layer, torch.tensor(grids[source].scale), norm)
         _keep_marks(layer, kept)
         kept.register_module("input_quantizer", grids[source] if layer.source is None else None)
         new[id(layer)] = kept
         layers += 1
-        if norm is not None:
-            norms.add(layer.norm)
-            new[id(norm)] = nn.Identity().train(norm.training)
     new |= {id(quantizer): grids[path] for path, quantizer in quantizers(model).items()}
     replace_modules(model, new)
     return new.get(id(model), model), layers, len(norms)
@@ -270,12 +289,14 @@ def _grid(path: str, observer: ActivationQuantizer) -> Quantizer:
 
 
 def _normalization(norm: nn.Module) -> Normalization:
-    mean, variance = norm.running_mean, norm.running_var
+    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     return Normalization(
-        mean,
-        variance,
-        torch.ones_like(mean) if norm.weight is None else norm.weight.detach(),
-        torch.zeros_like(mean) if norm.bias is None else norm.bias.detach(),
+        norm.running_mean,
+        norm.running_var,
+        norm.weight.detach() if norm.affine else torch.ones_like(norm.running_mean),
+        norm.bias.detach() if norm.affine else torch.zeros_like(norm.running_mean),
         norm.eps,
     )
 

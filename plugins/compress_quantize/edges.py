@@ -5,6 +5,7 @@ The network is walked container by container without running it. Each value know
     layer -> [BatchNorm] -> [ReLU]      one kernel: only its end is quantized
     add, cat                            quantized at every input and at the output (behind its ReLU)
     max-pool, reshape, flatten, ...     stay on the grid of what they read
+    mean pool, pad, slice               take integers to integers, on a grid of their own
 
 A value that only one layer reads is quantized by that layer's own quantizer; any other by a call behind the
 node that makes it. What leaves the network stays real, and so does whatever no layer or sum asks for.
@@ -28,7 +29,7 @@ _SAME_GRID = {
     *("max_pool1d", "max_pool2d"),
 }
 _SAME_GRID_TYPES = (nn.MaxPool1d, nn.MaxPool2d, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
-_POOLS = {"avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"}
+_POOLS = {"avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "pad", "getitem"}
 _POOL_TYPES = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 _SUMS = {"add", "iadd", "add_", "torch.add"}
 _JOINTS = {"torch.cat", "torch.concat"}

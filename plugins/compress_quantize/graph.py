@@ -133,7 +133,7 @@ Node = list[Any]
 class _Forward:
     """The forward of a graph, with the parameters of the container that was traced as its signature."""
 
-    def __get__(self, graph: nn.Module | None, owner: type) -> Callable[..., Any]:
+    def __get__(self, graph: Graph | None, owner: type) -> Callable[..., Any]:
         if graph is None:
             return _forward
         bound = partial(_forward, graph)
@@ -165,6 +165,8 @@ class Graph(nn.Module):
 
     adopts_children = True
     """In an artifact: its children and tensors are those of the container that the factory builds."""
+
+    nodes: list[Node]
 
     def __init__(self, nodes: list[Node]) -> None:
         super().__init__()
@@ -223,9 +225,11 @@ def _tensor(module: nn.Module, target: str) -> Tensor:
     path, _, name = target.rpartition(".")
     try:
         owner = module.get_submodule(path)
-        return {**owner._parameters, **owner._buffers}[name]
+        found = {**owner._parameters, **owner._buffers}[name]
     except (AttributeError, KeyError):
         raise ValueError(f"a graph may not read {target!r}") from None
+    assert found is not None
+    return found
 
 
 def _callee(module: nn.Module, op: str, target: str) -> Callable[..., Any]:

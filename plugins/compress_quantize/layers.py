@@ -30,7 +30,18 @@ from compress_quantize.observers import ActivationQuantizer, Quantizer
 Layer = nn.Conv1d | nn.Conv2d | nn.Linear
 
 
-class TrainingLinear(nn.Linear):
+class Training(nn.Module):
+    """What the training layers share."""
+
+    source: str | None
+    """Path of the quantizer on the edge to the input; None if the layer has one of its own."""
+    norm: str | None
+    """Path of the BatchNorm that will be folded into it."""
+    first_shape: torch.Size
+    """The shape of the weight before any channel was pruned."""
+
+
+class TrainingLinear(Training, nn.Linear):
     """A linear layer with a fake-quantized weight."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -38,27 +49,30 @@ class TrainingLinear(nn.Linear):
         return F.linear(_quantized_input(self, input), fake_quantize_weight(self.weight), self.bias)
 
 
-class TrainingConv1d(nn.Conv1d):
+class TrainingConv1d(Training, nn.Conv1d):
     """A convolution with a fake-quantized weight."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, in, L) -> (N, out, L')."""
-        return self._conv_forward(_quantized_input(self, input), fake_quantize_weight(self.weight), self.bias)
+        found: Tensor = self._conv_forward(_quantized_input(self, input), fake_quantize_weight(self.weight), self.bias)
+        return found
 
 
-class TrainingConv2d(nn.Conv2d):
+class TrainingConv2d(Training, nn.Conv2d):
     """A convolution with a fake-quantized weight."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, in, H, W) -> (N, out, H', W')."""
-        return self._conv_forward(_quantized_input(self, input), fake_quantize_weight(self.weight), self.bias)
+        found: Tensor = self._conv_forward(_quantized_input(self, input), fake_quantize_weight(self.weight), self.bias)
+        return found
 
 
-TRAINING = {nn.Linear: TrainingLinear, nn.Conv1d: TrainingConv1d, nn.Conv2d: TrainingConv2d}
+TRAINING: dict[type[nn.Module], type[Training]] = {
+    nn.Linear: TrainingLinear,
+    nn.Conv1d: TrainingConv1d,
+    nn.Conv2d: TrainingConv2d,
+}
 """The training layer of each type that can be quantized; subclasses have a forward of their own and cannot."""
-
-
-TRAINING_TYPES = tuple(TRAINING.values())
 
 
 def _quantized_input(layer: nn.Module, x: Tensor) -> Tensor:
@@ -76,7 +90,8 @@ def make_trainable(layer: nn.Module, *, source: str | None, norm: str | None) ->
         norm: path of the BatchNorm that will be folded into it.
     """
     layer.__class__ = TRAINING[type(layer)]
-    layer.source, layer.norm, layer.first_shape = source, norm, layer.weight.shape
+    assert isinstance(layer, Training)
+    layer.source, layer.norm, layer.first_shape = source, norm, layer.get_parameter("weight").shape
     own = ActivationQuantizer().train(layer.training) if source is None else None
     layer.register_module("input_quantizer", own)
 
@@ -181,8 +196,8 @@ class QuantizedConv1d(_QuantizedConv):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, in, L) -> (N, out, L')."""
-        x, geometry = _quantized_input(self, input), (self.stride, self.padding, self.dilation, self.groups)
-        return F.conv1d(x, self.real_weight(), self.real_bias(), *geometry)
+        x, weight, bias = _quantized_input(self, input), self.real_weight(), self.real_bias()
+        return F.conv1d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class QuantizedConv2d(_QuantizedConv):
@@ -190,15 +205,15 @@ class QuantizedConv2d(_QuantizedConv):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, in, H, W) -> (N, out, H', W')."""
-        x, geometry = _quantized_input(self, input), (self.stride, self.padding, self.dilation, self.groups)
-        return F.conv2d(x, self.real_weight(), self.real_bias(), *geometry)
+        x, weight, bias = _quantized_input(self, input), self.real_weight(), self.real_bias()
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 KEPT: tuple[type[_Kept], ...] = (QuantizedLinear, QuantizedConv1d, QuantizedConv2d)
 
 
 @torch.no_grad()
-def freeze(layer: Layer, input_scale: Tensor, norm: Normalization | None) -> _Kept:
+def freeze(layer: Training, input_scale: Tensor, norm: Normalization | None) -> _Kept:
     """The kept layer of a training layer, with the normalization behind it folded in.
 
     Args:
@@ -206,6 +221,7 @@ def freeze(layer: Layer, input_scale: Tensor, norm: Normalization | None) -> _Ke
         input_scale: (), the scale of its input.
         norm: what the BatchNorm behind it does, if there is one.
     """
+    assert isinstance(layer, Layer)
     weight = layer.weight.detach()
     scale = symmetric_scale(weight)
     integers = quantize(weight, per_channel(scale, weight.ndim), 0, WEIGHT_LOWEST, WEIGHT_HIGHEST)
@@ -243,9 +259,11 @@ def reopen(kept: _Kept) -> Layer:
     """The ordinary layer of a kept one: the real numbers that the integers stand for, ready to train."""
     arguments = kept.arguments()
     kinds = {QuantizedLinear: nn.Linear, QuantizedConv1d: nn.Conv1d, QuantizedConv2d: nn.Conv2d}
-    layer: Layer = torch.nn.utils.skip_init(kinds[type(kept)], **arguments, device=kept.weight.device)
+    layer: Layer = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+        kinds[type(kept)], **arguments, device=kept.weight.device
+    )
     layer.weight.copy_(kept.real_weight())
-    if (bias := kept.real_bias()) is not None:
+    if (bias := kept.real_bias()) is not None and layer.bias is not None:
         layer.bias.copy_(bias)
     return layer.train(kept.training)
 

@@ -6,15 +6,18 @@ from collections import Counter
 
 import pytest
 import torch
+from compress_quantize import Quantize
 from compress_quantize.converting import make_quantizable, quantizers
 from compress_quantize.graph import Graph, become_graph
+from compress_quantize.observers import Quantizer
 from compress_quantize.tracing import Untraceable, trace
 from torch import nn
 from torch.nn import functional as F
 
+from compress_core.applying import apply_techniques
 from compress_core.artifact import load, save
 from compress_core.errors import ArtifactError
-from tests.support import ConvNet, DictNet, make
+from tests.support import ConvNet, DictNet, make, make_run
 
 
 def graphs(model):
@@ -203,6 +206,50 @@ def test_a_pool_between_two_convolutions_stays_on_their_grid():
     )
     model, _ = prepared(model, IMAGE)
     assert set(quantizers(model)) == {"0.input_quantizer", "3.input_quantizer", "5.input_quantizer"}
+
+
+class Shortcut(nn.Module):
+    def forward(self, x):
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 3))
+
+
+class Padded(nn.Module):
+    """A block whose shortcut has no weights, as in the residual networks for CIFAR."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(1, 4, 3, 1, 1), nn.Conv2d(4, 8, 3, 2, 1)
+        self.shortcut, self.head = Shortcut(), nn.Linear(8, 10)
+
+    def forward(self, image):
+        x = F.relu(self.stem(image))
+        return self.head(F.relu(self.conv(x) + self.shortcut(x)).mean((2, 3)))
+
+
+def test_a_shortcut_of_slices_and_zeros_is_rounded_and_survives(tmp_path):
+    small = apply_techniques(Padded(), [Quantize()], make_run())
+    assert {path for path, module in small.named_modules() if isinstance(module, Quantizer)} == {
+        "stem.input_quantizer",
+        "relu_quantizer",
+        "conv_quantizer",
+        "shortcut.pad_quantizer",
+        "relu_1_quantizer",
+        "head.input_quantizer",
+    }
+    save(small, tmp_path / "model", factory=f"{__name__}:Padded")
+    assert torch.equal(load(tmp_path / "model", factory=f"{__name__}:Padded")(IMAGE), small(IMAGE))
+
+
+class Private(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight.abs(), self.bias)
+
+
+def test_a_layer_with_a_forward_of_its_own_stays_real():
+    model, report = prepared(nn.Sequential(nn.Flatten(), Private(64, 8), nn.Linear(8, 3)), IMAGE)
+    assert report.left == {"1": "Private has no integer form"}
+    assert report.untraced == {}
+    assert set(quantizers(model)) == {"2.input_quantizer"}
 
 
 def test_what_only_data_can_say_is_checked_on_load(tmp_path):
