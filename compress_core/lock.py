@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from io import StringIO
 from pathlib import Path
@@ -31,76 +31,16 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from compress_core.catalog import Catalog, Plugin, catalog
+from compress_core.computing import FOR_DATA, MEASURES, core_hash
 from compress_core.errors import DataError, RecipeError
 from compress_core.files import write_text
 from compress_core.hashes import Memory, files_below, hash_tree
 from compress_core.imports import split_import
 from compress_core.parts import Part
 from compress_core.recipe import Recipe, Step, read_recipe
-from compress_core.sources import Closure, Finder, Module, closure, imported
+from compress_core.sources import Closure, Finder, Module, closure, imported, module_name
 from compress_core.workspace import Workspace, ending_with_status
 
-COMPUTES = frozenset(
-    {
-        "applying",  # a step on a live network
-        "artifact",  # the bytes of a model
-        "data",  # batches
-        "factory",  # initial weights
-        "files",  # the bytes of a folder
-        "masks",  # held zeros
-        "measure",  # the metrics
-        "modes",
-        "order",  # who works first
-        "parts",  # defaults of the contracts
-        "plan",  # defaults of a training
-        "recipe",  # what a step is
-        "run",
-        "selecting",  # which modules a pattern means
-        "stage",
-        "structure",
-        "training",
-    }
-)
-"""Modules of the core on which the result of a step depends."""
-ASIDE = frozenset(
-    {
-        "__init__",  # names only
-        "candidates",  # of the report stage, see MEASURES
-        "catalog",  # finds plugins, whose sources are hashed themselves
-        "cleaning",  # takes away what no recipe names
-        "cli",
-        "comparing",  # of the report stage, see MEASURES
-        "door",  # from Python, without steps
-        "errors",  # words
-        "hashes",
-        "hookspecs",  # signatures
-        "imports",  # finds the user's code, which is hashed itself
-        "layers",  # of the report
-        "listing",  # shows
-        "lock",
-        "pareto",  # of the report
-        "planning",  # shows what would run
-        "processes",  # run commands
-        "remarks",  # of the report
-        "rendering",  # of the report
-        "report",
-        "scatter",  # of the report
-        "schema",  # for editors
-        "sources",
-        "templates",  # of new workspaces and plugins
-        "testing",  # of plugins
-        "timing",  # of the report stage, see MEASURES
-        "trial",  # leaves nothing
-        "watching",  # tells, and changes nothing
-        "wording",  # of the report
-        "workspace",  # names of files
-    }
-)
-"""Modules whose changes leave every result as it was. A module in neither set counts as one that computes."""
-FOR_DATA = frozenset({"data", "files", "parts", "recipe"})
-"""The part of the core that makes artifacts/data."""
-MEASURES = frozenset({"candidates", "comparing", "measure", "timing"})
-"""The part of the core that measures time, in the report stage."""
 NUMERIC = ("accelerate", "numpy", "pydantic", "safetensors", "torch", "torchmetrics")
 """Distributions that the core computes with, in every step."""
 EXPORTING = ("onnxscript",)
@@ -139,7 +79,6 @@ class _Maker:
         self.packages = {plugin.package: plugin for plugin in plugins.plugins if not plugin.error}
         self._closures: dict[str, Closure] = {}
         self._plugin_entries: dict[str, tuple[str, Closure]] = {}
-        self._versions: dict[str, str] = {}
 
     @cached_property
     def core(self) -> str:
@@ -210,8 +149,8 @@ class _Maker:
         for package, plugin in plugins.items():
             hashed[package], theirs = self._plugin(plugin)
             _merge(found, theirs)
-        versions = {name: self._version(name) for name in numeric}
-        versions |= {name: self._version(name) for name in map(self._distribution, found.packages) if name}
+        names = {*numeric, *map(self._distribution, found.packages)} - {""}
+        versions = {name: version_of(name) or "not installed" for name in names}
         versions |= {name: "not installed" for name in found.missing}
         entry = {"code": found.own, "core": core, "files": files, "plugins": hashed, "versions": versions}
         return {key: value for key, value in entry.items() if value}
@@ -243,7 +182,7 @@ class _Maker:
         if file.suffix != ".py":
             return ()
         folders = (file.parent,) if file.name == "__init__.py" else ()
-        return imported(Module(_module_name(file, folder), file, folders), file.read_bytes(), self.memory)
+        return imported(Module(module_name(file, folder), file, folders), file.read_bytes(), self.memory)
 
     def _data_files(self, paths: Iterable[Path]) -> Iterator[tuple[str, str]]:
         for path in paths:
@@ -274,11 +213,6 @@ class _Maker:
             inside = file.relative_to(place).as_posix()
             yield (name if inside == "." else f"{name.rstrip('/')}/{inside}"), self.memory.hash_of(file)
 
-    def _version(self, distribution: str) -> str:
-        if distribution not in self._versions:
-            self._versions[distribution] = version_of(distribution) or "not installed"
-        return self._versions[distribution]
-
     def _distribution(self, module: str) -> str:
         """The distribution that has a top-level module, or nothing if none says so."""
         for guess in (module.replace("_", "-"), str(self.memory.fact(f"distribution {module}") or "")):
@@ -293,19 +227,6 @@ class _Maker:
     def _distributions(self) -> Mapping[str, list[str]]:
         """Read from every installed distribution, which takes a while."""
         return packages_distributions()
-
-
-def core_hash(modules: Collection[str] | None = None) -> str:
-    """The hash of the core's modules, of all that compute unless some are named."""
-    folder = Path(__file__).parent
-    names = {file: core_module(file) for file in files_below(folder) if file.suffix == ".py"}
-    chosen = [file for file, name in names.items() if (name not in ASIDE if modules is None else name in modules)]
-    return hash_tree(chosen, folder)
-
-
-def core_module(file: Path) -> str:
-    """The module or package right below compress_core to which a file belongs."""
-    return file.relative_to(Path(__file__).parent).with_suffix("").parts[0]
 
 
 def machine() -> Entry:
@@ -344,8 +265,9 @@ def _accelerators() -> Iterator[str]:
                     yield value.strip()
 
 
+@cache
 def version_of(distribution: str) -> str:
-    """The version of an installed distribution, or nothing."""
+    """The version of an installed distribution, or nothing; read once per process."""
     try:
         return version(distribution)
     except (PackageNotFoundError, ValueError):
@@ -375,11 +297,6 @@ def _source_of(plugin: Plugin) -> Path:
         return file
     top = file.parents[depth - 1]
     return top if (top / "__init__.py").is_file() else file.parent
-
-
-def _module_name(file: Path, folder: Path) -> str:
-    parts = file.relative_to(folder).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
 def _merge(found: Closure, more: Closure) -> None:

@@ -212,3 +212,9 @@ def imports_in(source: bytes, path: Path | None = None) -> list[list[object]]:
                 names = [entry.value for entry in value.elts if isinstance(entry, ast.Constant)]
                 found.append([_EXPORTED, "", [name for name in names if isinstance(name, str)]])
     return found
+
+
+def module_name(file: Path, folder: Path) -> str:
+    """How a source file is imported from a folder on the path."""
+    parts = file.relative_to(folder).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)

@@ -14,11 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
+from compress_core import computing
 from compress_core import lock as lock_module
 from compress_core.catalog import read_catalog
+from compress_core.computing import ASIDE, COMPUTES, FOR_DATA, MEASURES, core_hash, core_module
 from compress_core.errors import DataError, RecipeError
 from compress_core.hashes import SETTLED, Memory, hash_tree
-from compress_core.lock import ASIDE, COMPUTES, FOR_DATA, MEASURES, lock, to_yaml
+from compress_core.lock import lock, to_yaml
 from compress_core.recipe import read_recipe
 from compress_core.sources import Finder, closure, imports_in
 from compress_core.workspace import Workspace
@@ -235,9 +237,9 @@ def test_versions_are_those_of_what_the_sources_import(place):
 
 
 def test_an_upgrade_of_a_library_is_noticed(place, monkeypatch):
-    original = lock_module.version
+    original = lock_module.version_of
     assert place.steps_changed_by(
-        lambda: monkeypatch.setattr(lock_module, "version", lambda name: "99" if name == "torch" else original(name))
+        lambda: monkeypatch.setattr(lock_module, "version_of", lambda name: "99" if name == "torch" else original(name))
     ) == {"first", "second", "third", "fourth", "data"}
 
 
@@ -266,9 +268,9 @@ def test_the_machine_is_named_and_its_measuring_code_hashed(place):
 
 
 def test_every_module_of_the_core_is_said_to_compute_or_not():
-    folder = Path(lock_module.__file__).parent
-    modules = {lock_module.core_module(file) for file in folder.rglob("*.py") if "__pycache__" not in file.parts}
-    assert modules - COMPUTES - ASIDE == set(), "say in compress_core/lock.py whether these change a step's result"
+    folder = Path(computing.__file__).parent
+    modules = {core_module(file) for file in folder.rglob("*.py") if "__pycache__" not in file.parts}
+    assert modules - COMPUTES - ASIDE == set(), "say in compress_core/computing.py whether these change a step's result"
     assert not COMPUTES & ASIDE
     assert modules >= COMPUTES
     assert modules >= FOR_DATA | MEASURES
@@ -277,7 +279,7 @@ def test_every_module_of_the_core_is_said_to_compute_or_not():
 
 def test_what_computes_imports_nothing_aside_that_could_change_a_result():
     """The modules aside that a computing one imports are the few that only find, tell or name things."""
-    folder = Path(lock_module.__file__).parent
+    folder = Path(computing.__file__).parent
     imported = set()
     for name in COMPUTES:
         for _, module, names in imports_in((folder / f"{name}.py").read_bytes()):
@@ -289,20 +291,20 @@ def test_what_computes_imports_nothing_aside_that_could_change_a_result():
 
 
 def test_the_core_that_computes_is_hashed_and_the_rest_is_not(tmp_path, monkeypatch):
-    source = Path(lock_module.__file__).parent
+    source = Path(computing.__file__).parent
     copy = tmp_path / "compress_core"
     for file in source.rglob("*.py"):
         (copy / file.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
         (copy / file.relative_to(source)).write_bytes(file.read_bytes())
-    monkeypatch.setattr(lock_module, "__file__", str(copy / "lock.py"))
-    before = lock_module.core_hash()
+    monkeypatch.setattr(computing, "__file__", str(copy / "computing.py"))
+    before = core_hash()
     for name, differs in (("errors", False), ("report", False), ("training", True), ("masks", True)):
         original = (copy / f"{name}.py").read_text()
         (copy / f"{name}.py").write_text(original + "\nA = 1\n")
-        assert (lock_module.core_hash() != before) is differs, name
+        assert (core_hash() != before) is differs, name
         (copy / f"{name}.py").write_text(original)
     (copy / "not_yet_said.py").write_text("")
-    assert lock_module.core_hash() != before
+    assert core_hash() != before
 
 
 @given(

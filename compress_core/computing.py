@@ -1,0 +1,87 @@
+"""Which part of the core computes: a change in it makes every result old, a change elsewhere none.
+
+A new module belongs into one of the two sets; a test asks for it, and until then it counts as one that computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from compress_core.hashes import files_below, hash_tree
+
+COMPUTES = frozenset(
+    {
+        "applying",  # a step on a live network
+        "artifact",  # the bytes of a model
+        "data",  # batches
+        "factory",  # initial weights
+        "files",  # the bytes of a folder
+        "masks",  # held zeros
+        "measure",  # the metrics
+        "modes",
+        "order",  # who works first
+        "parts",  # defaults of the contracts
+        "plan",  # defaults of a training
+        "recipe",  # what a step is
+        "run",
+        "selecting",  # which modules a pattern means
+        "stage",
+        "structure",
+        "training",
+    }
+)
+"""Modules of the core on which the result of a step depends."""
+ASIDE = frozenset(
+    {
+        "__init__",  # names only
+        "candidates",  # of the report stage, see MEASURES
+        "catalog",  # finds plugins, whose sources are hashed themselves
+        "cleaning",  # takes away what no recipe names
+        "cli",
+        "comparing",  # of the report stage, see MEASURES
+        "computing",
+        "door",  # from Python, without steps
+        "errors",  # words
+        "hashes",
+        "hookspecs",  # signatures
+        "imports",  # finds the user's code, which is hashed itself
+        "layers",  # of the report
+        "listing",  # shows
+        "lock",
+        "pareto",  # of the report
+        "planning",  # shows what would run
+        "processes",  # run commands
+        "remarks",  # of the report
+        "rendering",  # of the report
+        "report",
+        "scatter",  # of the report
+        "schema",  # for editors
+        "sources",
+        "templates",  # of new workspaces and plugins
+        "testing",  # of plugins
+        "timing",  # of the report stage, see MEASURES
+        "trial",  # leaves nothing
+        "watching",  # tells, and changes nothing
+        "wording",  # of the report
+        "workspace",  # names of files
+    }
+)
+"""Modules whose changes leave every result as it was. A module in neither set counts as one that computes."""
+FOR_DATA = frozenset({"data", "files", "parts", "recipe"})
+"""The part of the core that makes artifacts/data."""
+MEASURES = frozenset({"candidates", "comparing", "measure", "timing"})
+"""The part of the core that measures time, in the report stage."""
+
+
+def core_hash(modules: Collection[str] | None = None) -> str:
+    """The hash of the core's modules, of all that compute unless some are named."""
+    folder = Path(__file__).parent
+    names = {file: core_module(file) for file in files_below(folder) if file.suffix == ".py"}
+    chosen = [file for file, name in names.items() if (name not in ASIDE if modules is None else name in modules)]
+    return hash_tree(chosen, folder)
+
+
+def core_module(file: Path) -> str:
+    """The module or package right below compress_core to which a file belongs."""
+    return file.relative_to(Path(__file__).parent).with_suffix("").parts[0]
