@@ -83,7 +83,8 @@ class Quantize(TrainingTechnique):
         Raises:
             ModelError: the values on an edge are not finite.
         """
-        from compress_quantize.converting import calibrate, hold_integers, is_stale, quantizers
+        from compress_quantize.converting import calibrate, is_stale, quantizers
+        from compress_quantize.finishing import hold_integers
 
         edges = len(quantizers(model))
         if not edges:
@@ -108,7 +109,7 @@ class Dequantize(Technique):
 
     def apply(self, model: nn.Module, run: Run) -> nn.Module:
         """Replace the layers of integers."""
-        from compress_quantize.converting import hold_reals
+        from compress_quantize.finishing import hold_reals
 
         model, count = hold_reals(model)
         said = f"{count} layers are real again" if count else "the network has no layer of integers: nothing changed"

@@ -1,8 +1,8 @@
-"""From a network to one that trains with quantizers in it, and from there to one that holds integers.
+"""From a network to one that trains, or is calibrated, with quantizers on its edges.
 
 `make_quantizable` gives every layer its training layer and every edge its quantizer, in place: parameters,
-paths and hooks stay. `hold_integers` replaces the training layers by layers of integers, folds BatchNorm into
-them and fixes every quantizer. Between the two the network may train, and its channels may be pruned.
+paths and hooks stay. The network may then train, and its channels may be pruned. At last, `finishing.hold_integers`
+makes it hold integers.
 """
 
 from __future__ import annotations
@@ -16,21 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from compress_core.errors import ModelError
-from compress_core.masks import MARK, hold_zeros
 from compress_core.modes import evaluating
 from compress_quantize.edges import Edges, find_edges
-from compress_quantize.folding import Normalization
-from compress_quantize.graph import Graph, Node, become_graph, run_nodes, with_quantizers, without
+from compress_quantize.graph import Graph, Node, become_graph, run_nodes, with_quantizers
 from compress_quantize.layers import (
-    KEPT,
     TRAINING,
     Training,
-    freeze,
     make_trainable,
-    quantizer_of,
-    reopen,
 )
-from compress_quantize.observers import ActivationQuantizer, Quantizer
+from compress_quantize.observers import ActivationQuantizer
 from compress_quantize.tracing import Untraceable, trace
 
 SUFFIX = "_quantizer"
@@ -236,91 +230,3 @@ def calibrate(model: nn.Module, forwards: Iterable[Callable[[], Any]], percentil
             forward()
     for quantizer in found.values():
         quantizer.calibrating = False
-
-
-def hold_integers(model: nn.Module) -> tuple[nn.Module, int, int]:
-    """Replace training layers and quantizers by those that are kept; counts the layers and the folded BatchNorms.
-
-    Raises:
-        ModelError: the values on an edge were not finite.
-    """
-    grids = {path: _grid(path, quantizer) for path, quantizer in quantizers(model).items()}
-    new: dict[int, nn.Module] = {}
-    norms: set[str] = set()
-    layers = 0
-    for path, layer in model.named_modules():
-        if not isinstance(layer, Training):
-            continue
-        source = layer.source if layer.source is not None else _join(path, "input_quantizer")
-        norm = None
-        if layer.norm is not None:
-            folded = model.get_submodule(layer.norm)
-            norm = _normalization(folded)
-            new[id(folded)] = nn.Identity().train(folded.training)
-            norms.add(layer.norm)
-        kept = freeze(layer, torch.tensor(grids[source].scale), norm)
-        _keep_marks(layer, kept)
-        kept.register_module("input_quantizer", grids[source] if layer.source is None else None)
-        new[id(layer)] = kept
-        layers += 1
-    new |= {id(quantizer): grids[path] for path, quantizer in quantizers(model).items()}
-    replace_modules(model, new)
-    return new.get(id(model), model), layers, len(norms)
-
-
-def _keep_marks(old: nn.Module, new: nn.Module) -> None:
-    """Removed weights stay removed: their marks move on to the new layer."""
-    for tensor in vars(old).get(MARK, ()):
-        hold_zeros(new, tensor)
-
-
-def _grid(path: str, observer: ActivationQuantizer) -> Quantizer:
-    if not observer.observed:
-        raise ModelError(
-            "no calibration batch reaches it", where=path, mend="leave its layer out with `skip`, or give more data"
-        )
-    if not (torch.isfinite(observer.low) and torch.isfinite(observer.high)):
-        raise ModelError(
-            "the values that pass are not finite",
-            where=path,
-            mend="look for NaN or infinity in the weights and the data",
-        )
-    return quantizer_of(observer)
-
-
-def _normalization(norm: nn.Module) -> Normalization:
-    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    return Normalization(
-        norm.running_mean,
-        norm.running_var,
-        norm.weight.detach() if norm.affine else torch.ones_like(norm.running_mean),
-        norm.bias.detach() if norm.affine else torch.zeros_like(norm.running_mean),
-        norm.eps,
-    )
-
-
-def replace_modules(model: nn.Module, new: Mapping[int, nn.Module]) -> None:
-    """Put new modules in the places of old ones, known by `id`, wherever they stand."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if id(child) in new:
-                parent._modules[name] = new[id(child)]
-
-
-def hold_reals(model: nn.Module) -> tuple[nn.Module, int]:
-    """Ordinary layers again for those of integers, without quantizers; returns how many there were."""
-    new: dict[int, nn.Module] = {}
-    for module in model.modules():
-        if isinstance(module, KEPT):
-            new[id(module)] = reopen(module)
-            _keep_marks(module, new[id(module)])
-    for module in model.modules():
-        if isinstance(module, Graph):
-            gone = [name for name, child in module._modules.items() if isinstance(child, Quantizer)]
-            module.nodes = without(module.nodes, gone)
-            for name in gone:
-                del module._modules[name]
-    replace_modules(model, new)
-    return new.get(id(model), model), len(new)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from compress_quantize.graph import ATTRIBUTES, FUNCTIONS, METHODS, Graph, Node
+from compress_quantize.graph import Graph, Node
+from compress_quantize.operations import ATTRIBUTES, FUNCTIONS, METHODS
 
 _NAMES = {id(function): name for name, function in FUNCTIONS.items()}
 
