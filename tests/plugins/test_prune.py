@@ -39,7 +39,12 @@ class Epochs(TrainingTechnique):
         return True
 
     def plan(self, plan, run):
-        return replace(plan, epochs=self.epochs, optimizer=lambda groups: torch.optim.Adam(groups, lr=1e-2))
+        return replace(
+            plan,
+            epochs=self.epochs,
+            optimizer=lambda groups: torch.optim.Adam(groups, lr=1e-2),
+            schedule=lambda progress: 1 - 0.95 * progress,
+        )
 
 
 class Watch(TrainingTechnique):
