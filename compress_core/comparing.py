@@ -126,7 +126,8 @@ def headline(rows: Iterable[Row], dense: str) -> str | None:
     rivals = [row for row in by_name.values() if row.is_step and not row.is_dense]
     if good := [row for row in rivals if row.metrics.quality.keeps(reference)]:
         return min(good, key=lambda row: row.metrics.bytes).name
-    return max(rivals, key=lambda row: row.metrics.quality.gain_over(reference)).name if rivals else None
+    order = {row.name: (row.metrics.quality.gain_over(reference), -row.metrics.bytes) for row in rivals}
+    return max(order, key=lambda name: order[name]) if order else None
 
 
 def machine(threads: int, device: str) -> Machine:
@@ -180,11 +181,11 @@ class _Stopwatch:
         """A call that ends when the result is there."""
         moved = {name: column.to(candidate.device) for name, column in batch.items()}
         arguments, keywords = self.task.inputs(moved)
-        if not candidate.device.startswith("cuda"):
+        if candidate.device == "cpu":
             return lambda: candidate.call(*arguments, **keywords)
 
         def call() -> None:
             candidate.call(*arguments, **keywords)
-            torch.cuda.synchronize()
+            torch.accelerator.synchronize()
 
         return call

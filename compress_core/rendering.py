@@ -6,7 +6,7 @@ is text, which the template escapes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,13 +46,18 @@ def table(report: Report) -> Table:
     whole.add_row(Text(wording.headline_words(report), style="bold"))
     whole.add_row(_figures(report))
     said = Table.grid(padding=(0, 2, 0, 0))
-    for row in report.rows:
-        for index, remark in enumerate(row.remarks):
-            said.add_row(Text("" if index else row.name, style="bold"), Text(remark, style=_STYLES[tone(remark)]))
+    for name, remark in _said(report):
+        said.add_row(Text(name, style="bold"), Text(remark, style=_STYLES[tone(remark)]))
     if said.row_count:
         whole.add_row(said)
     whole.add_row(Text("\n".join([machine_words(report), *report.measured]), style="dim"))
     return whole
+
+
+def common_remarks(report: Report) -> tuple[str, ...]:
+    """What would have to be said of every row, and is said once."""
+    first, *others = (row.remarks for row in report.rows)
+    return tuple(remark for remark in first if others and all(remark in other for other in others))
 
 
 def page(report: Report) -> str:
@@ -77,6 +82,7 @@ def page(report: Report) -> str:
         reference=report.steps[report.reference],
         headline=report.steps[report.headline] if report.headline else None,
         sentence=wording.headline_words(report),
+        common=common_remarks(report),
         machine=machine_words(report),
         plots=plots(report),
         graph=graph(nodes),
@@ -137,6 +143,16 @@ def tone(remark: str) -> str:
 _STYLES = {"good": "green", "bad": "yellow", "plain": ""}
 
 
+def _said(report: Report) -> Iterator[tuple[str, str]]:
+    """Remarks, each beside the name of its row, which is written once."""
+    common = common_remarks(report)
+    for index, remark in enumerate(common):
+        yield "" if index else "all", remark
+    for row in report.rows:
+        for index, remark in enumerate(remark for remark in row.remarks if remark not in common):
+            yield "" if index else row.name, remark
+
+
 def _figures(report: Report) -> Table:
     """Two lines a row: ratios above, what was measured below. It fits into 80 columns."""
     from rich import box
@@ -147,7 +163,7 @@ def _figures(report: Report) -> Table:
     figures.add_column("step", overflow="fold", min_width=16)
     heads = ["smaller\nsize"]
     heads += [f"faster (eager)\ntime, batch {times.batch}" for times in report.rows[0].latency]
-    for head in [*heads, f"change\n{report.rows[0].metrics.quality.name}", "\nMACs"]:
+    for head in [*heads, f"{'points' if report.points else 'change'}\n{report.rows[0].metrics.quality.name}", "\nMACs"]:
         figures.add_column(head, justify="right", no_wrap=True)
     for row in report.rows:
         kind = row.format if row.kind == "export" else " + ".join(row.use)
@@ -155,7 +171,7 @@ def _figures(report: Report) -> Table:
         cells = [_cell("" if row.is_dense else wording.ratio(row.smaller), wording.size(row.metrics.bytes))]
         cells += [_timing_cell(row, times, report) for times in row.latency]
         change = "" if row.name == report.reference else wording.signed(row.difference, points=report.points)
-        cells.append(_cell(change, wording.quality(row.metrics.quality.value, points=report.points)))
+        cells.append(_cell(change.partition(" ")[0], wording.quality(row.metrics.quality.value, points=report.points)))
         figures.add_row(name, *cells, Text(f"\n{wording.count(row.metrics.macs)}"))
     return figures
 
@@ -163,8 +179,8 @@ def _figures(report: Report) -> Table:
 def _timing_cell(row: Row, times: Times, report: Report) -> Text:
     own = "" if row.is_dense else wording.ratio(times.speedup.value)
     eager = "" if row.opponent == report.reference else f" ({wording.ratio(times.speedup_to_eager.value)})"
-    mark = " ?" if times.disturbed and own + eager else ""
-    return _cell(own + eager + mark, wording.milliseconds(times.milliseconds.value))
+    mark = "?" if times.disturbed and own + eager else ""
+    return _cell(mark + (own + eager).strip(), wording.milliseconds(times.milliseconds.value))
 
 
 def _cell(ratio: str, measured: str) -> Text:

@@ -511,6 +511,11 @@ def test_a_metric_with_a_unit_is_not_counted_in_points():
     assert signed(-0.04, points=True) == "0.0 points"
 
 
+def test_of_steps_that_all_lose_quality_equally_the_smallest_is_named():
+    lost = [row(name, size=size, quality=figures(0.5)) for name, size in (("a", 400), ("b", 300), ("c", 350))]
+    assert headline([DENSE, *lost, row("d", size=100, quality=figures(0.4))], "dense") == "b"
+
+
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 100)), min_size=1, max_size=8))
 def test_the_headline_is_the_smallest_that_keeps_the_quality(pairs):
     rows = [row(f"step{index}", size=size, quality=figures(share / 100)) for index, (size, share) in enumerate(pairs)]
@@ -546,6 +551,22 @@ def test_the_headline_does_not_claim_a_speed_that_was_not_shown():
     found = headline_words(made_report(row(size=1100, latency=latency)))
     assert "no smaller than dense" in found and "no faster than fastest" in found
     assert "disturbed" in found
+
+
+def test_what_holds_of_every_row_is_said_once():
+    latency = (times(disturbed=True),)
+    said = "timing disturbed at batch 1: other work on the machine, do not trust these times"
+    rows = [row(name, latency=latency, remarks=(said, f"only {name}")) for name in ("small", "smaller")]
+    report = made_report(*rows)
+    text = shown(report.model_copy(update={"steps": {**report.steps, "dense": rows[0]}}))
+    assert text.count("timing disturbed") == 1 and "all timing disturbed" in text
+    assert "only small" in text and "only smaller" in text
+
+
+def shown(report: Report, width: int = 80) -> str:
+    console = Console(width=width, record=True, file=StringIO())
+    console.print(table(report))
+    return " ".join(console.export_text().split())
 
 
 def test_the_table_holds_ratios_times_and_remarks_within_80_columns(report):

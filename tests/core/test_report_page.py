@@ -376,6 +376,22 @@ def test_the_plots_are_against_bytes_and_against_time(report):
     assert time.x_label == "time of one call at batch 1"
 
 
+def test_a_metric_of_which_less_is_better_has_its_front_below(report):
+    found = {
+        name: row.metrics.quality.model_copy(update={"higher_is_better": False}) for name, row in report.steps.items()
+    }
+    rows = {
+        name: row.model_copy(update={"metrics": row.metrics.model_copy(update={"quality": found[name]})})
+        for name, row in report.steps.items()
+    }
+    errors = report.model_copy(update={"points": False, "steps": rows})
+    size, _ = plots(errors)
+    assert [mark.point.name for mark in size.drawing.marks if mark.on_front] == ["onnx"]
+    assert size.y_label == "accuracy, lower is better"
+    assert not any("%" in tick.text for tick in size.drawing.y_ticks)
+    assert "98.5 %" not in page(errors)
+
+
 def test_the_same_report_gives_the_same_page(report, html):
     assert page(report) == html
 
