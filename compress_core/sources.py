@@ -209,8 +209,8 @@ def imports_in(source: bytes, path: Path | None = None) -> list[list[object]]:
                     bare = name.lstrip(".")
                     found.append([len(name) - len(bare), bare, []])
             case ast.Assign(targets=[ast.Name(id="__all__")], value=ast.List() | ast.Tuple() as value):
-                names = [entry.value for entry in value.elts if isinstance(entry, ast.Constant)]
-                found.append([_EXPORTED, "", [name for name in names if isinstance(name, str)]])
+                exported = [entry.value for entry in value.elts if isinstance(entry, ast.Constant)]
+                found.append([_EXPORTED, "", [entry for entry in exported if isinstance(entry, str)]])
     return found
 
 
