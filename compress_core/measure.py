@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress_core.data import Batch
 from compress_core.files import MANIFEST, read_manifest
-from compress_core.modes import evaluating
+from compress_core.modes import evaluating, unfused
 from compress_core.parts import Task
 
 CONFIDENCE = 0.95
@@ -127,7 +128,8 @@ def counts(model: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]]) ->
     """Parameters, parameters that are not zero, and MACs for one example."""
     arguments, keywords = example
     size = next(len(value) for value in _tensors((arguments, keywords)))
-    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    plain = sdpa_kernel(SDPBackend.MATH)  # the counter does not know the fused attention of the CPU
+    with evaluating(model), unfused(), plain, torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(*arguments, **keywords)
     parameters = list(model.parameters())
     return Counts(

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from compress_core.errors import ModelError
-from compress_core.modes import evaluating
+from compress_core.modes import evaluating, unfused
 from compress_export.runtime import SIGNATURE
 from compress_export.signature import (
     bind,
@@ -79,7 +79,7 @@ def convert(model: nn.Module, example: Example, opset: int) -> onnx.ModelProto:
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
     into = flatten(flat.named, inputs, "the input")
-    with evaluating(model), torch.no_grad(), _quiet():
+    with evaluating(model), unfused(), torch.no_grad(), _quiet():
         out = flatten(_call(model, (arguments, keywords)), outputs, "the output")
         program = _translate(_trace(flat, inputs), input_names(into), output_names(out), opset)
     _take_prefix_away(program)
@@ -192,14 +192,12 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the notes of the exporters, and without torch's fused attention, which cannot be traced."""
-    disabled, fast = logging.root.manager.disable, torch.backends.mha.get_fastpath_enabled()
+    """Without the notes of the exporters."""
+    disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with warnings.catch_warnings(), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         logging.disable(disabled)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from compress_core.errors import ModelError
 from compress_core.masks import MARK
+from compress_core.modes import unfused
 from compress_core.run import Run
 from compress_factorize.pieces import Area, Layer
 
@@ -114,7 +114,7 @@ def _unfit(module: nn.Module, shared: set[int]) -> str | None:
 
 def _areas(model: nn.Module, run: Run, layers: Mapping[str, Layer]) -> dict[str, Area]:
     """Where each layer computes, on two examples; a layer whose forward gets no tensor has none."""
-    with _step_by_step():
+    with unfused():
         features = run.features(model, layers, run.calibration(size=2, limit=1))
     return {
         path: _area(layers[path], [entry[0] for entry in found.inputs], found.outputs)
@@ -129,14 +129,3 @@ def _area(layer: Layer, inputs: list[Tensor], outputs: list[Tensor]) -> Area:
         return Area(sum(after), sum(after), sum(after))
     between = [count // output.shape[-1] * x.shape[-1] for count, x, output in zip(after, inputs, outputs, strict=True)]
     return Area(sum(x.numel() // layer.in_channels for x in inputs), sum(after), sum(between))
-
-
-@contextmanager
-def _step_by_step() -> Iterator[None]:
-    """Without torch's fused transformer layers, which call none of their children."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)

@@ -76,6 +76,14 @@ def test_named_inputs_and_dictionaries_are_counted_for_one_example():
     assert counts(Named(), (({"x": torch.zeros(5, 4)},), {})).macs == 8
 
 
+def test_an_attention_layer_has_its_closed_form_of_macs():
+    tokens, width, hidden, layers = 8, 16, 32, 2
+    projections = tokens * (4 * width * width + 2 * width * hidden)
+    scores_and_sums = 2 * tokens * tokens * width
+    wanted = tokens * 8 * width + layers * (projections + scores_and_sums) + width * 10
+    assert run_counts(make("transformer"), torch.zeros(3, 1, 8, 8)).macs == wanted
+
+
 def test_zeros_are_counted_as_macs_and_not_as_non_zeros():
     model = nn.Linear(4, 4)
     with torch.no_grad():
