@@ -105,6 +105,12 @@ def _refuse_strangers(factories: Iterable[str], trusted: Collection[str | None])
             )
 
 
+def same_network(one: Path, other: Path) -> bool:
+    """Whether two artifacts hold the same network, bit for bit, wherever each came from."""
+    first, second = (read_manifest(folder, kind="model") for folder in (one, other))
+    return all(first[key] == second[key] for key in first if key != "provenance")
+
+
 def module_types() -> Types:
     """The module types that a saved model may contain."""
     return {**torch_types(), **catalog().modules}

@@ -76,8 +76,8 @@ def try_(as_json: AsJson = False) -> None:
 @app.command(epilog="Example: `compress report --json | jq '.steps.onnx.metrics.bytes'`")
 def report(as_json: AsJson = False) -> None:
     """Show every step beside the reference: quality, bytes, latency; report/report.html shows more."""
-    from compress_core.rendering import table
     from compress_core.report import load_report
+    from compress_core.report.rendering import table
 
     with ending_with_status():
         found = load_report(Workspace.here())

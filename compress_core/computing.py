@@ -35,49 +35,43 @@ COMPUTES = frozenset(
 ASIDE = frozenset(
     {
         "__init__",  # names only
-        "candidates",  # of the report stage, see MEASURES
         "catalog",  # finds plugins, whose sources are hashed themselves
         "cleaning",  # takes away what no recipe names
         "cli",
-        "comparing",  # of the report stage, see MEASURES
         "computing",
         "door",  # from Python, without steps
         "errors",  # words
         "hashes",
         "hookspecs",  # signatures
         "imports",  # finds the user's code, which is hashed itself
-        "layers",  # of the report
         "listing",  # shows
         "lock",
-        "pareto",  # of the report
         "planning",  # shows what would run
         "processes",  # run commands
-        "remarks",  # of the report
-        "rendering",  # of the report
-        "report",
-        "scatter",  # of the report
+        "report",  # beside the results, see MEASURES
         "schema",  # for editors
         "sources",
-        "templates",  # of new workspaces and plugins
         "testing",  # of plugins
         "timing",  # of the report stage, see MEASURES
         "trial",  # leaves nothing
         "watching",  # tells, and changes nothing
-        "wording",  # of the report
         "workspace",  # names of files
     }
 )
 """Modules whose changes leave every result as it was. A module in neither set counts as one that computes."""
 FOR_DATA = frozenset({"data", "files", "parts", "recipe"})
 """The part of the core that makes artifacts/data."""
-MEASURES = frozenset({"candidates", "comparing", "measure", "timing"})
-"""The part of the core that measures time, in the report stage."""
+MEASURES = frozenset({"measure", "report", "timing"})
+"""The part of the core that makes the report."""
+
+SOURCES = frozenset({".py", ".j2"})
+"""Endings of the files that count."""
 
 
 def core_hash(modules: Collection[str] | None = None) -> str:
     """The hash of the core's modules, of all that compute unless some are named."""
     folder = Path(__file__).parent
-    names = {file: core_module(file) for file in files_below(folder) if file.suffix == ".py"}
+    names = {file: core_module(file) for file in files_below(folder) if file.suffix in SOURCES}
     chosen = [file for file, name in names.items() if (name not in ASIDE if modules is None else name in modules)]
     return hash_tree(chosen, folder)
 

@@ -298,7 +298,7 @@ def test_the_core_that_computes_is_hashed_and_the_rest_is_not(tmp_path, monkeypa
         (copy / file.relative_to(source)).write_bytes(file.read_bytes())
     monkeypatch.setattr(computing, "__file__", str(copy / "computing.py"))
     before = core_hash()
-    for name, differs in (("errors", False), ("report", False), ("training", True), ("masks", True)):
+    for name, differs in (("errors", False), ("report/remarks", False), ("training", True), ("masks", True)):
         original = (copy / f"{name}.py").read_text()
         (copy / f"{name}.py").write_text(original + "\nA = 1\n")
         assert (core_hash() != before) is differs, name
@@ -389,7 +389,8 @@ def test_a_module_of_the_workspace_hides_an_installed_one_and_one_of_python(tmp_
 
 
 def test_a_folder_hides_neither_an_installed_module_nor_one_of_python(tmp_path):
-    found = follow(write(tmp_path, {"a.py": "import numpy, json", "numpy/x.txt": "", "json/x.txt": ""}), "a")
+    text = "import numpy.x, json.decoder"
+    found = follow(write(tmp_path, {"a.py": text, "numpy/x.py": "", "json/decoder.py": ""}), "a")
     assert set(found.own) == {"a"}
     assert found.packages == {"numpy"}
 
@@ -400,6 +401,17 @@ def test_an_environment_inside_the_workspace_is_not_the_user_s_code(tmp_path, mo
     monkeypatch.syspath_prepend(site)
     found = follow(tmp_path, "a")
     assert (set(found.own), found.packages, found.missing) == ({"a"}, {"third"}, set())
+
+
+def test_of_a_namespace_only_the_part_that_is_installed_is_not_followed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    files = {
+        "work/a.py": "import space.mine, space.theirs",
+        "work/space/mine.py": "",
+        "site-packages/space/theirs.py": "",
+    }
+    found = follow(write(tmp_path, files) / "work", "a")
+    assert (set(found.own), found.packages) == ({"a", "space.mine"}, {"space"})
 
 
 def test_a_package_that_is_installed_in_place_is_followed(tmp_path, monkeypatch):

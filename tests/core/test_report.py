@@ -15,17 +15,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from compress_core import comparing
 from compress_core.artifact import save
-from compress_core.comparing import compare, headline
 from compress_core.data import Columns, Splits, save_splits
 from compress_core.errors import ArtifactError
 from compress_core.files import to_json, write_manifest, write_text
 from compress_core.measure import counts, quality, shipped_bytes
 from compress_core.parts import DataSource, Exporter, Technique
 from compress_core.recipe import ModelSpec, Recipe, Settings, Step
-from compress_core.remarks import quality_remark, remarks
-from compress_core.rendering import table
 from compress_core.report import (
     MEASURED,
     Machine,
@@ -34,12 +30,16 @@ from compress_core.report import (
     Report,
     Row,
     Times,
+    comparing,
     load_report,
     read_metrics,
     write_report,
 )
+from compress_core.report.comparing import compare, headline
+from compress_core.report.remarks import quality_remark, remarks
+from compress_core.report.rendering import table
+from compress_core.report.wording import headline_words, signed
 from compress_core.timing import Estimate, Timing
-from compress_core.wording import headline_words, signed
 from compress_core.workspace import Workspace
 from tests.support import MLP, Classification, digits
 
@@ -368,7 +368,7 @@ def test_the_stage_ends_with_status_2_and_no_traceback_where_there_is_no_recipe(
 
 
 def test_reading_and_showing_a_report_needs_no_torch():
-    modules = "compress_core.remarks, compress_core.rendering, compress_core.report"
+    modules = "compress_core.report.remarks, compress_core.report.rendering, compress_core.report"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

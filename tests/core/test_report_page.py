@@ -13,12 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from compress_core import wording
-from compress_core.layers import BOX_HEIGHT, BOX_WIDTH, Node, depths, graph, shortened
-from compress_core.pareto import pareto_front
-from compress_core.rendering import page, plots
-from compress_core.report import MEASURED, Machine, Metrics, QualityFigures, Report, Row, Times
-from compress_core.scatter import Point, linear_ticks, log_ticks, scatter, staircase
+from compress_core.report import MEASURED, Machine, Metrics, QualityFigures, Report, Row, Times, wording
+from compress_core.report.dag import BOX_HEIGHT, BOX_WIDTH, Node, depths, graph, shortened
+from compress_core.report.pareto import pareto_front
+from compress_core.report.rendering import page, plots
+from compress_core.report.scatter import Point, linear_ticks, log_ticks, scatter, staircase
 from compress_core.timing import Estimate
 
 ATTACK = "<script>alert(1)</script>"

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from compress_core import lock
-from compress_core.candidates import Candidate, candidates, dense_step, is_idle
 from compress_core.data import Batch, load_splits
 from compress_core.parts import Task
 from compress_core.recipe import Recipe
-from compress_core.remarks import remarks
 from compress_core.report import MEASURED, Machine, Report, Row, Times, read_metrics
+from compress_core.report.candidates import Candidate, candidates, dense_step, is_idle
+from compress_core.report.remarks import remarks
 from compress_core.timing import Timing, measure, torch_threads
 from compress_core.workspace import Workspace
 

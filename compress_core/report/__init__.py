@@ -1,4 +1,4 @@
-"""All steps side by side, and the report stage: `python -m compress_core.report`.
+"""All steps side by side; `python -m compress_core.report` is the report stage.
 
 The figures of a step come from its metrics file; time alone is measured here, where every network is called
 beside the dense one in one process. `report/report.json` holds the figures, `report/report.html` shows them.
@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from compress_core.errors import ArtifactError
 from compress_core.files import to_json
 from compress_core.timing import Estimate
-from compress_core.workspace import Workspace, ending_with_status
+from compress_core.workspace import Workspace
 
 JSON_FILE = "report.json"
 PAGE_FILE = "report.html"
@@ -213,7 +213,7 @@ def load_report(workspace: Workspace) -> Report:
 def write_report(report: Report, workspace: Workspace) -> None:
     """Write the report as JSON and as a page; its folder is replaced whole."""
     from compress_core.files import replacing, write_text
-    from compress_core.rendering import page
+    from compress_core.report.rendering import page
 
     with replacing(workspace.report) as folder:
         write_text(folder / JSON_FILE, report_json(report))
@@ -237,25 +237,3 @@ def _read(kind: type[Read], path: Path) -> Read:
         raise ArtifactError(f"it is damaged: {place}: {mistake['msg']}", where=where, mend=AGAIN) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"it cannot be read: {error}", where=where, mend=AGAIN) from None
-
-
-def main() -> None:
-    """Compare all steps of the recipe, write the report and print its table."""
-    from rich.console import Console
-
-    from compress_core.recipe import read_recipe
-    from compress_core.rendering import table
-
-    with ending_with_status():
-        workspace = Workspace.here()
-        recipe = read_recipe(workspace.params)
-        from compress_core.comparing import compare
-
-        report = compare(recipe, workspace)
-        write_report(report, workspace)
-        Console().print(table(report))
-        print(f"\n{workspace.report / PAGE_FILE}")
-
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise, starmap
 from math import ceil, floor, log10
 
-from compress_core.pareto import pareto_front
+from compress_core.report.pareto import pareto_front
 
 WIDTH, HEIGHT = 560, 380
 LEFT, RIGHT, TOP, BOTTOM = 64, 20, 20, 52

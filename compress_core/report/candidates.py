@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from compress_core.artifact import same_network
 from compress_core.data import Splits, batches
 from compress_core.files import read_manifest
 from compress_core.measure import quality, shipped_bytes
@@ -101,8 +102,7 @@ def is_idle(step: Step, workspace: Workspace) -> bool:
     """Whether a step has left every tensor and every module of its input as it was."""
     if step.exporter is not None or step.input is None:
         return False
-    before, after = (read_manifest(workspace.artifact(name)) for name in (step.input, step.name))
-    return all(before[key] == after[key] for key in ("factory", "params", "edits", "files", "ties", "masked", "frozen"))
+    return same_network(workspace.artifact(step.input), workspace.artifact(step.name))
 
 
 def _opened(step: Step, recipe: Recipe, workspace: Workspace) -> Callable[..., Any]:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress_core import wording
-from compress_core.layers import Node, graph
-from compress_core.report import Report, Row, Times
-from compress_core.scatter import Point, Scatter, scatter
+from compress_core.report import Report, Row, Times, wording
+from compress_core.report.dag import Node, graph
+from compress_core.report.scatter import Point, Scatter, scatter
 
 if TYPE_CHECKING:
     from rich.table import Table
