@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from compress_core.workspace import Workspace, ending_with_status
+from compress_core.errors import EXIT_STATUS
+from compress_core.workspace import Workspace, ending_with_status, say_error
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,6 +21,9 @@ app = typer.Typer(
     help="Make a neural network small and fast: see what can be used, check a recipe, try it, read its report.",
     epilog="`dvc repro` runs the recipe of params.yaml; `prefect deployment run 'compress-model/local'` does the same.",
 )
+
+WIDTH = 160
+"""Of a table that is written into a file or a pipe."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
 
@@ -66,11 +72,12 @@ def try_(as_json: AsJson = False) -> None:
             trials.append(trial)
             if not as_json:
                 typer.echo(trial_line(trial))
+            if trial.error is not None:
+                say_error(trial.error)
         if as_json:
             _show([trial.to_dict() for trial in trials])
-        failed = next((trial.error for trial in trials if trial.error), None)
-        if failed is not None:
-            raise failed
+        if any(trial.error for trial in trials):
+            raise typer.Exit(EXIT_STATUS)
 
 
 @app.command(epilog="Example: `compress report --json | jq '.steps.onnx.metrics.bytes'`")
@@ -99,7 +106,10 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove what steps left behind that are no longer in params.yaml, and remains of writing that was cut off."""
+    """Remove what steps left that are no longer in params.yaml, and remains of writing that was cut off.
+
+    Not while a step runs: what it is just writing would go.
+    """
     from compress_core.cleaning import leftovers, remove
     from compress_core.recipe import read_recipe
 
@@ -123,7 +133,8 @@ def _show(what: Any) -> None:
         return
     from rich.console import Console
 
-    Console().print(what)
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    Console(width=None if known else WIDTH).print(what)
 
 
 def _plain(value: Any) -> Any:

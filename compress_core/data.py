@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from compress_core.errors import ArtifactError, DataError
+from compress_core.errors import ArtifactError, CompressError, DataError
 from compress_core.files import read_manifest, replacing, write_manifest, write_tensors
+
+if TYPE_CHECKING:
+    from compress_core.recipe import Recipe
 
 Batch = dict[str, Tensor]
 
@@ -128,6 +131,18 @@ def load_splits(folder: Path) -> Splits:
     return Splits(**columns, about=manifest["about"])
 
 
+def make_splits(recipe: Recipe) -> Splits:
+    """The examples of a recipe's data source.
+
+    Raises:
+        CompressError: they cannot be read, or are not what the recipe says.
+    """
+    try:
+        return recipe.data.splits(recipe.seed)
+    except CompressError as error:
+        raise error.inside(f"{recipe.path}, data") from error.__cause__
+
+
 def main() -> None:
     """Make artifacts/data from the recipe's data source."""
     from compress_core.recipe import read_recipe
@@ -135,11 +150,7 @@ def main() -> None:
 
     with ending_with_status():
         workspace = Workspace.here()
-        recipe = read_recipe(workspace.params)
-        try:
-            splits = recipe.data.splits(recipe.seed)
-        except DataError as error:
-            raise error.inside(f"{workspace.params.name}, data") from None
+        splits = make_splits(read_recipe(workspace.params))
         save_splits(splits, workspace.artifact("data"))
         print(
             f"data: {len(splits.train)} training, {len(splits.validation)} validation, {len(splits.test)} test examples"

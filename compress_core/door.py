@@ -12,23 +12,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
 
 from compress_core.applying import apply_techniques, check_runs
 from compress_core.artifact import save
 from compress_core.catalog import catalog
 from compress_core.data import SPLITS, Columns, Splits, batches
-from compress_core.errors import CompressError, DataError, RecipeError
+from compress_core.errors import CompressError, DataError, RecipeError, suggest
 from compress_core.measure import Counts, Quality, counts, quality, tensor_bytes
 from compress_core.order import changes_numbers, check_together
 from compress_core.parts import DataSource, Exporter, Task, Technique
+from compress_core.recipe import Precision
 from compress_core.run import Run, as_teacher
-from compress_core.stage import TEST_BATCH, check_data, export_model
+from compress_core.stage import TEST_BATCH, check_data, check_device, export_model
+
+PRECISIONS = get_args(Precision)
 
 Columned = Mapping[str, Mapping[str, Tensor]]
-"""Split -> column -> tensor."""
+"""Split -> column -> tensor, or what torch makes one of."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def compress(
     teacher: nn.Module | None = None,
     seed: int = 0,
     device: str = "cpu",
-    precision: str = "float32",
+    precision: Precision = "float32",
     printer: Callable[[str], None] = lambda text: None,
 ) -> Result:
     """Apply techniques to a network, one step after the other.
@@ -123,8 +127,11 @@ def compress(
     Raises:
         CompressError: what is wrong, the step it happened in, and how to mend it.
     """
-    steps = [entry.techniques if isinstance(entry, Together) else [entry] for entry in techniques]
+    steps = _steps(techniques)
     _check_steps(steps)
+    check_device(device)
+    if precision not in PRECISIONS:
+        raise RecipeError(f"unknown precision {precision!r}", where="precision", mend=suggest(precision, PRECISIONS))
     notes: list[str] = []
 
     def note(text: str) -> None:
@@ -156,6 +163,23 @@ def compress(
     return Result(result.cpu(), tuple(history), run)
 
 
+def _steps(techniques: Iterable[Technique | Together]) -> list[list[Technique]]:
+    """The techniques of each step."""
+    if not isinstance(techniques, Iterable) or isinstance(techniques, Technique):
+        raise RecipeError("techniques come in a list", where="techniques", mend="write [Prune(...), Quantize()]")
+    steps = [list(entry.techniques) if isinstance(entry, Together) else [entry] for entry in techniques]
+    for number, technique in ((number, entry) for number, step in enumerate(steps, start=1) for entry in step):
+        if isinstance(technique, Technique):
+            continue
+        mend = "write [Prune(...), Quantize()]"
+        if isinstance(technique, type):
+            mend = f"write {technique.__name__}() with its parameters"
+        elif isinstance(technique, Exporter):
+            mend = "leave it out, and call `.export(exporter, folder)` of what compress returns"
+        raise RecipeError(f"{technique!r} is no technique", where=f"step {number}", mend=mend)
+    return steps
+
+
 def _check_steps(steps: Sequence[Sequence[Technique]]) -> None:
     numbers_from: str | None = None
     for number, step in enumerate(steps, start=1):
@@ -181,8 +205,15 @@ def _splits(data: Splits | DataSource | Columned, seed: int) -> Splits:
             where="data",
             mend="give `train`, `validation` and `test`",
         )
-    train, validation, test = (Columns(data[name]) for name in SPLITS)
+    train, validation, test = (_columns(data[name]) for name in SPLITS)
     return Splits(train, validation, test)
+
+
+def _columns(columns: Mapping[str, Any]) -> Columns:
+    try:
+        return Columns({name: torch.as_tensor(column) for name, column in columns.items()})
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"a column is no tensor: {error}", where="data", mend="give tensors of numbers") from error
 
 
 def _classification() -> Task:

@@ -26,6 +26,21 @@ MANIFEST = "manifest.json"
 
 
 @contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Tell an error of the disk with the place that cannot be written.
+
+    Raises:
+        ArtifactError: the disk is full, or the place cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot be written: {error.strerror or error}", where=str(target), mend="free space or change the rights"
+        ) from error
+
+
+@contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """Give an empty sibling folder that takes the place of `target` if the block ends well.
 
@@ -34,7 +49,7 @@ def replacing(target: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: the disk is full, or the place cannot be written.
     """
-    with _telling(target):
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
         before = temporary.with_name(f"{temporary.name}.part")
@@ -61,7 +76,7 @@ def write_text(path: Path, text: str) -> None:
         ArtifactError: the disk is full, or the place cannot be written.
     """
     temporary = path.with_name(f".{path.name}.part")
-    with _telling(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.write_text(text, encoding="utf-8")
@@ -69,17 +84,6 @@ def write_text(path: Path, text: str) -> None:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-
-
-@contextmanager
-def _telling(target: Path) -> Iterator[None]:
-    """Tell an error of the disk with the place that could not be written."""
-    try:
-        yield
-    except OSError as error:
-        raise ArtifactError(
-            f"cannot be written: {error.strerror or error}", where=str(target), mend="free space or change the rights"
-        ) from error
 
 
 def to_json(value: Any) -> str:
@@ -96,7 +100,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with _telling(path):
+    with writing(path):
         try:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
         except SafetensorError as error:

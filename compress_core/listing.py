@@ -96,15 +96,15 @@ def parts_table(description: Mapping[str, Any]) -> Table:
 
 def plan_table(planned: Sequence[Planned]) -> Table:
     """One row a step, in the order in which they can run."""
-    table = Table("step", "input", "teacher", "uses", "runs", box=None, header_style="bold")
+    table = Table("step", "input", "teacher", "uses", "runs", "why", box=None, header_style="bold")
     for entry in planned:
-        step = entry.step
-        table.add_row(step.name, step.input or "-", step.teacher or "-", ", ".join(step.use), _runs(entry))
+        step, why = entry.step, Text("\n".join(entry.reasons) or entry.unknown)
+        table.add_row(step.name, step.input or "-", step.teacher or "-", ", ".join(step.use), _runs(entry), why)
     return table
 
 
 def trial_line(trial: Trial) -> str:
-    """How one step went, as a line."""
+    """How one step went: a line, and one more for each note."""
     if trial.waits_for is not None:
         return f"{trial.step}: not tried, since {trial.waits_for} fails"
     head = f"{trial.step}: {'fails' if trial.error else 'works'} ({trial.seconds:.1f} s)"
@@ -122,11 +122,9 @@ def _description(kind: str, part: type[Part]) -> dict[str, Any]:
 
 
 def _runs(entry: Planned) -> Text:
-    if entry.reasons is None:
-        return Text("unknown: no DVC here", style="dim")
-    if not entry.reasons:
-        return Text("no", style="green")
-    return Text(f"yes: {'; '.join(entry.reasons)}", style="yellow")
+    if entry.unknown:
+        return Text("unknown", style="dim")
+    return Text("yes", style="yellow") if entry.reasons else Text("no", style="green")
 
 
 def kind_of_value(schema: Mapping[str, Any]) -> str:

@@ -1,22 +1,35 @@
-"""What `dvc repro` would run, and why: known before anything runs."""
+"""What `dvc repro` would run, and why: known before anything runs.
+
+DVC knows which stages have changed (`dvc status`); `dvc.lock` holds the parameters of their last run, so that
+the very field, plugin or file can be named that differs.
+"""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from compress_core.files import write_text
 from compress_core.lock import lock, to_yaml
 from compress_core.recipe import Recipe, Step
-from compress_core.workspace import Workspace
+from compress_core.workspace import LOCK, PARAMS, Workspace
 
 STAGE = "step@"
 """How DVC calls the stage of a step, before its name."""
+FEW = 3
+"""How many changed fields of one file are named before the rest is counted."""
+NEVER = "it never ran"
+
+Values = Mapping[str, Any]
+_NOTHING = object()
+"""Stands where a mapping has no such key."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +37,10 @@ class Planned:
     """One step, and whether it would run."""
 
     step: Step
-    reasons: tuple[str, ...] | None
-    """Why it would run; empty if it would not, None if DVC does not know this folder."""
+    reasons: tuple[str, ...] = ()
+    """Why it would run; empty if it would not. One that only comes after others runs unless they come out as before."""
+    unknown: str = ""
+    """Why DVC cannot tell whether it would run."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -34,53 +49,160 @@ class Planned:
             "input": self.step.input,
             "teacher": self.step.teacher,
             "use": {key: dict(value) for key, value in self.step.use.items()},
-            "runs": None if self.reasons is None else bool(self.reasons),
-            "reasons": list(self.reasons or ()),
+            "runs": None if self.unknown else bool(self.reasons),
+            "reasons": list(self.reasons),
+            "unknown": self.unknown or None,
         }
 
 
 def plan(recipe: Recipe, workspace: Workspace) -> list[Planned]:
     """The steps in an order in which they can run. Brings `step.lock.yaml` up to date, as `dvc repro` does."""
     status = _status(recipe, workspace)
-    if status is None:
-        return [Planned(step, None) for step in recipe.steps.values()]
-    reasons: dict[str, tuple[str, ...]] = {}
-    data = tuple(_reasons(status.get("data", [])))
+    if isinstance(status, str):
+        return [Planned(step, unknown=status) for step in recipe.steps.values()]
+    account = _Account(status, workspace)
+    data = account.reasons("data")
+    found: dict[str, tuple[str, ...]] = {}
     for step in recipe.steps.values():
-        own = tuple(_reasons(status.get(f"{STAGE}{step.name}", [])))
-        behind = tuple(f"{name} runs" for name in step.needs if reasons[name])
-        reasons[step.name] = tuple(dict.fromkeys((*own, *behind, *(("the data are made anew",) if data else ()))))
-    return [Planned(step, reasons[step.name]) for step in recipe.steps.values()]
+        behind = [name for name in step.needs if found[name]]
+        own = account.reasons(f"{STAGE}{step.name}", made_by={f"artifacts/{name}" for name in behind})
+        found[step.name] = own if NEVER in own else own + tuple(_before(behind, data))
+    return [Planned(step, found[step.name]) for step in recipe.steps.values()]
 
 
-def _status(recipe: Recipe, workspace: Workspace) -> Mapping[str, Any] | None:
+def data_are_current(recipe: Recipe, workspace: Workspace) -> bool:
+    """Whether `artifacts/data` was last made by the data source as it is now."""
+    stages: Values = _read(workspace, "dvc.lock").get("stages") or {}
+    before = stages.get("data", {}).get("params", {})
+    now = _read(workspace, PARAMS)
+    entry = lock(recipe, workspace)["data"]
+    return bool(before == {PARAMS: {"data": now.get("data"), "seed": now.get("seed")}, LOCK: {"data": entry}})
+
+
+def _status(recipe: Recipe, workspace: Workspace) -> Values | str:
+    """What changed for each stage that has changed, as DVC tells it; or why DVC does not tell."""
     if not (workspace.root / "dvc.yaml").is_file():
-        return None
+        return "there is no dvc.yaml"
     write_text(workspace.lock, to_yaml(lock(recipe, workspace)))
     command = [sys.executable, "-m", "dvc", "status", "--json"]
     done = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, check=False)
     try:
-        found = json.loads(done.stdout)
+        found = json.loads(done.stdout) if done.returncode == 0 else None
     except ValueError:
-        return None
-    return found if done.returncode == 0 and isinstance(found, dict) else None
+        found = None
+    if isinstance(found, dict):
+        return found
+    said = [line for line in done.stderr.splitlines() if line.strip()]
+    return said[-1].removeprefix("ERROR: ") if said else f"`dvc status` ended with {done.returncode}"
 
 
-def _reasons(changes: Any) -> list[str]:
-    """DVC's account of what changed for a stage, in words."""
-    found: list[str] = []
-    for change in changes:
-        if isinstance(change, str):
-            found.append({"always changed": "it always runs"}.get(change, change))
-            continue
-        for kind, entries in change.items():
-            found.extend(_words(kind, str(path), state) for path, state in dict(entries).items())
-    return list(dict.fromkeys(found))
+class _Account:
+    """DVC's account of what has changed, in words."""
+
+    def __init__(self, status: Values, workspace: Workspace) -> None:
+        self.status = status
+        self.last = _read(workspace, "dvc.lock").get("stages") or {}
+        self.now = {name: _read(workspace, name) for name in (PARAMS, LOCK)}
+
+    def reasons(self, stage: str, made_by: Iterable[str] = ()) -> tuple[str, ...]:
+        """Why a stage would run.
+
+        Args:
+            stage: as DVC calls it.
+            made_by: dependencies that are made anew before it, of which nothing needs to be said.
+        """
+        changes = self.status.get(stage, [])
+        if changes and stage not in self.last:
+            return (NEVER,)
+        silent = {"artifacts/data", *made_by} if self.status.get("data") else set(made_by)
+        found: list[str] = []
+        for change in changes:
+            if isinstance(change, str):
+                found.append("its command changed" if change == "changed command" else change)
+                continue
+            for path, state in change.get("changed deps", {}).items():
+                if path in self.now:
+                    found.extend(self._parameters(stage, path, state))
+                elif path not in silent:
+                    found.append(_state_of([path], state))
+            found.extend(_outputs(change.get("changed outs", {})))
+        return tuple(dict.fromkeys(found))
+
+    def _parameters(self, stage: str, file: str, state: Any) -> Iterator[str]:
+        """The fields of a file of parameters that differ from those of the last run."""
+        before: Values = self.last[stage].get("params", {}).get(file, {})
+        keys = state if isinstance(state, Mapping) else before
+        found = [text for key in keys for text in _named(key, before.get(key), _at(self.now[file], key), file)]
+        yield from found[:FEW]
+        if len(found) > FEW:
+            yield f"{len(found) - FEW} more of {file} changed"
 
 
-def _words(kind: str, path: str, state: Any) -> str:
-    if isinstance(state, Mapping):
-        return f"{Path(path).name}: {', '.join(f'{key} {value}' for key, value in state.items())}"
-    if kind == "changed outs":
-        return f"{path} is {state}"
-    return f"{path} {state}" if state != "deleted" else f"{path} is missing"
+def _before(steps: Sequence[str], data: Sequence[str]) -> Iterator[str]:
+    """What is made anew before a step; where the reasons for the data are told with a step, they are not again."""
+    yield from (f"it comes after {name}" for name in steps)
+    if data and not steps:
+        yield f"the data are made anew: {', '.join(data)}"
+
+
+def _read(workspace: Workspace, name: str) -> Values:
+    try:
+        found = YAML(typ="safe").load((workspace.root / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, YAMLError):
+        return {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def _at(values: Values, key: str) -> Any:
+    """The value at a dotted key."""
+    found: Any = values
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def _changes(before: Any, after: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    """The leaves that differ, with their dotted paths."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for key in dict.fromkeys([*before, *after]):
+            yield from _changes(before.get(key, _NOTHING), after.get(key, _NOTHING), f"{path}.{key}")
+    elif before != after:
+        yield path, before, after
+
+
+def _differs(before: Any, after: Any) -> str:
+    if before is _NOTHING:
+        return "is new"
+    if after is _NOTHING:
+        return "is gone"
+    values = [value for value in (before, after) if not isinstance(value, (Mapping, list))]
+    return f"changed from {before} to {after}" if len(values) == 2 else "changed"
+
+
+def _named(key: str, before: Any, after: Any, file: str) -> Iterator[str]:
+    """The fields at `key` that differ, each with what became of it."""
+    for path, old, new in _changes(before, after, key):
+        yield f"{path} {_differs(old, new)}" if file == PARAMS else _source(path.removeprefix(f"{key}."), old, new)
+
+
+def _source(path: str, before: Any, after: Any) -> str:
+    """An entry of step.lock.yaml that differs: `core`, `plugins.NAME`, `code.FILE`, `files.FILE`, `versions.NAME`."""
+    kind, _, name = path.partition(".")
+    called = {"core": "compress_core", "plugins": f"the plugin {name}"}.get(kind, name)
+    hashes = kind != "versions" and _NOTHING not in (before, after)
+    return f"{called} {'changed' if hashes else _differs(before, after)}"
+
+
+def _outputs(states: Values) -> Iterator[str]:
+    """What is wrong with results, those of one kind together."""
+    by_state: dict[str, list[str]] = {}
+    for path, state in states.items():
+        by_state.setdefault(str(state), []).append(path)
+    yield from (_state_of(paths, state) for state, paths in by_state.items())
+
+
+def _state_of(paths: list[str], state: Any) -> str:
+    """How DVC finds files: `artifacts/a is missing`."""
+    verb = "is" if len(paths) == 1 else "are"
+    words = {"deleted": f"{verb} missing", "modified": "changed since", "new": f"{verb} new"}
+    return f"{', '.join(paths)} {words.get(str(state), f'{verb} {state}')}"

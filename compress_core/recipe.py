@@ -24,6 +24,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 EXPORT = "export"
 """The key under `use:` that ends a chain with a file for a runtime."""
 
+Precision = Literal["float32", "bfloat16", "float16"]
 Checked = TypeVar("Checked", bound=BaseModel)
 AnyPart = TypeVar("AnyPart", bound=Part)
 
@@ -50,7 +51,7 @@ class Settings(BaseModel):
     """Threads of one step. Another number gives other sums, so other bytes: it is a parameter."""
     device: str
     """Where networks train: `cpu`, `cuda`, `cuda:1`, `mps`."""
-    precision: Literal["float32", "bfloat16", "float16"]
+    precision: Precision
     """Number format of the training's forward and backward passes."""
     reference: str
     """The step with which everything is compared."""
@@ -227,7 +228,7 @@ class _Reader:
                     f"the field {str(where[-1])!r} is missing", where[:-1], f"add `{where[-1]}:`"
                 ) from None
             given = "" if mistake["type"].startswith("value_error") else f", not {mistake['input']!r}"
-            raise self._error(f"{mistake['msg']}{given}", where) from None
+            raise self._error(f"{mistake['msg'].removeprefix('Value error, ')}{given}", where) from None
 
     def _part(self, kind: str, known: Mapping[str, type[AnyPart]], place: tuple[str, ...], key: str) -> AnyPart:
         """A part that is chosen by the value of `key` in the mapping at `place`."""

@@ -1,8 +1,8 @@
 """Runs one step of the recipe: `python -m compress_core.stage NAME`.
 
 A step reads `artifacts/data` and the artifacts of its input and teacher, and leaves `artifacts/NAME`,
-`metrics/NAME.json` and `runs/NAME`. The artifact takes its place whole when everything else is done, so a
-step that is stopped leaves nothing half-written and what was there before stays.
+`metrics/NAME.json` and `runs/NAME`. An artifact takes its place whole, so that a step that is stopped or fails
+leaves nothing half-written, and the artifact that was there before stays.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from compress_core.catalog import catalog
 from compress_core.data import Splits, batches, load_splits
 from compress_core.errors import CompressError, DataError, RecipeError
 from compress_core.factory import build_model
-from compress_core.files import MANIFEST, digest, replacing, to_json, write_manifest, write_text
+from compress_core.files import MANIFEST, digest, replacing, to_json, write_manifest, write_text, writing
 from compress_core.measure import Metrics, counts, quality, shipped_bytes
 from compress_core.parts import Exporter
 from compress_core.recipe import Recipe, Step, read_recipe
@@ -43,10 +43,7 @@ def run_stage(recipe: Recipe, name: str, workspace: Workspace, printer: Callable
         CompressError: with the recipe's file, the step and the technique at fault.
     """
     step = recipe.step(name)
-    folder = workspace.runs(name)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    stage = Stage(name, folder, flat({"use": step.use}))
+    stage = Stage(name, _emptied(workspace.runs(name)), flat({"use": step.use}))
     watchers = catalog().watchers
     watchers.tell("stage_started", stage=stage)
     try:
@@ -69,14 +66,7 @@ def make_run(recipe: Recipe, splits: Splits, **fields: Any) -> Run:
         RecipeError: the recipe's device is not there.
     """
     settings = recipe.settings
-    try:
-        torch.empty(0, device=settings.device)
-    except (RuntimeError, AssertionError) as error:
-        raise RecipeError(
-            f"the device {settings.device!r} cannot be used: {str(error).splitlines()[0]}",
-            where=f"{recipe.path}, device",
-            mend="write `device: cpu`",
-        ) from error
+    check_device(settings.device)
     return Run(
         splits=splits,
         task=recipe.task,
@@ -85,6 +75,19 @@ def make_run(recipe: Recipe, splits: Splits, **fields: Any) -> Run:
         precision=settings.precision,
         **fields,
     )
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        RecipeError: with torch's reason.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise RecipeError(f"{device!r} cannot be used: {reason}", where="device", mend="use the device cpu") from error
 
 
 def fresh_model(recipe: Recipe, step: Step, run: Run) -> nn.Module:
@@ -158,6 +161,13 @@ def load_step(recipe: Recipe, name: str, workspace: Workspace) -> nn.Module:
         ArtifactError: it is missing or was altered.
     """
     return load(workspace.artifact(name), trust=factories(recipe))
+
+
+def _emptied(folder: Path) -> Path:
+    with writing(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

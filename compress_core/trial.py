@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -16,9 +17,10 @@ from typing import Any
 from torch import nn
 
 from compress_core.applying import apply_techniques
-from compress_core.data import Splits, load_splits
+from compress_core.data import Splits, load_splits, make_splits
 from compress_core.errors import ArtifactError, CompressError
 from compress_core.measure import forward_with
+from compress_core.planning import data_are_current
 from compress_core.recipe import Recipe, Step
 from compress_core.run import Run, as_teacher
 from compress_core.stage import export_model, fresh_model, make_run, save_model
@@ -62,17 +64,20 @@ def try_recipe(recipe: Recipe, workspace: Workspace) -> Iterator[Trial]:
 
 
 def _splits(recipe: Recipe, workspace: Workspace) -> Splits:
-    """The examples of the workspace, or those of the data source if there are none yet."""
-    try:
-        return load_splits(workspace.artifact("data"))
-    except ArtifactError:
-        return recipe.data.splits(recipe.seed)
+    """The examples of the workspace, or those of the data source if they are older than that."""
+    if data_are_current(recipe, workspace):
+        with suppress(ArtifactError):
+            return load_splits(workspace.artifact("data"))
+    return make_splits(recipe)
 
 
 class _Trial:
     def __init__(self, recipe: Recipe, splits: Splits, folder: Path) -> None:
         self.recipe, self.folder = recipe, folder
-        self.base = make_run(recipe, splits, max_batches=1)
+        try:
+            self.base = make_run(recipe, splits, max_batches=1)
+        except CompressError as error:
+            raise error.inside(str(recipe.path)) from error.__cause__
         self.models: dict[str, nn.Module] = {}
         self.failed: dict[str, str] = {}
         """Step -> the step at fault."""

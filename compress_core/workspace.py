@@ -12,6 +12,8 @@ from compress_core.errors import EXIT_STATUS, CompressError
 
 PARAMS = "params.yaml"
 LOCK = "step.lock.yaml"
+INTERRUPTED = 130
+"""What a process ends with when its user stops it."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,17 @@ class Workspace:
 
 @contextmanager
 def ending_with_status() -> Iterator[None]:
-    """Print a `CompressError` without a traceback and end the process with status 2."""
+    """Print a `CompressError` without a traceback and end the process with status 2; when interrupted, with 130."""
     try:
         yield
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except CompressError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         sys.exit(EXIT_STATUS)
+
+
+def say_error(error: CompressError) -> None:
+    """Print an error for a person."""
+    print(f"error: {error}", file=sys.stderr)
