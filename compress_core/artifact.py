@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from compress_core.catalog import catalog
 from compress_core.errors import ArtifactError, CompressError
 from compress_core.factory import build_model
-from compress_core.files import read_manifest, replacing, write_manifest, write_tensors
+from compress_core.files import MANIFEST, read_manifest, replacing, write_manifest, write_tensors
 from compress_core.masks import hold_zeros, masked_tensors
 from compress_core.structure import Types, apply_edits, differences, factories_in, torch_types
 
@@ -76,8 +76,8 @@ def load(folder: Path | str, *, factory: str | None = None, trust: Collection[st
     """
     folder = Path(folder)
     manifest = read_manifest(folder, kind="model")
-    named = str(manifest["factory"])
     try:
+        named = str(manifest["factory"])
         _refuse_strangers([named, *factories_in(manifest["edits"])], {factory, *trust})
         model = build_model(named, manifest["params"], error=ArtifactError)
         model = apply_edits(model, manifest["edits"], module_types())
@@ -87,8 +87,10 @@ def load(folder: Path | str, *, factory: str | None = None, trust: Collection[st
             hold_zeros(model.get_submodule(path), tensor)
         for name in manifest["frozen"]:
             model.get_parameter(name).requires_grad_(False)
-    except AttributeError as error:
-        raise ArtifactError(f"the manifest does not fit the network: {error}", where=str(folder)) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{MANIFEST} does not fit the network: {error!r}", where=str(folder), mend="run the step that made it again"
+        ) from error
     except ArtifactError as error:
         raise error.inside(str(folder)) from error.__cause__
     return model.eval()

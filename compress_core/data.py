@@ -126,9 +126,11 @@ def load_splits(folder: Path) -> Splits:
     manifest = read_manifest(folder, kind="data")
     try:
         columns = {name: Columns(load_file(folder / f"{name}.safetensors")) for name in SPLITS}
+        return Splits(**columns, about=manifest["about"])
     except Exception as error:
-        raise ArtifactError(str(error), where=str(folder), mend="run `dvc repro data`") from error
-    return Splits(**columns, about=manifest["about"])
+        raise ArtifactError(
+            f"it holds no splits: {error}", where=str(folder), mend="delete it and run `dvc repro data`"
+        ) from error
 
 
 def make_splits(recipe: Recipe) -> Splits:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from compress_core.imports import resolve
 
 ORIGIN = "_compress_factory"
 """The mark under which a network keeps its factory and arguments, through copies too."""
+
+MEND = "name a class or function that returns a torch.nn.Module"
 
 
 def build_model(
@@ -30,7 +33,7 @@ def build_model(
     """
     make = resolve(factory, error, f"{where}.factory")
     if not callable(make):
-        raise error(f"{factory!r} is no function or class", where=f"{where}.factory")
+        raise error(f"{factory!r} is no function or class", where=f"{where}.factory", mend=MEND)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -39,13 +42,22 @@ def build_model(
             raise
         except Exception as failure:
             raise error(
-                f"{factory!r} fails with {type(failure).__name__}: {failure}", where=f"{where}.params"
+                f"{factory!r} fails with {type(failure).__name__}: {failure}",
+                where=f"{where}.params",
+                mend=f"it takes {_signature(make)}",
             ) from failure
     if not isinstance(model, nn.Module):
         raise error(
             f"{factory!r} returns {type(model).__name__}",
             where=f"{where}.factory",
-            mend="name a class or function that returns a torch.nn.Module",
+            mend=MEND,
         )
     model.__dict__[ORIGIN] = (factory, dict(params))
     return model
+
+
+def _signature(make: Callable[..., Any]) -> str:
+    try:
+        return str(inspect.signature(make))
+    except (TypeError, ValueError):
+        return "other arguments"

@@ -64,6 +64,9 @@ def replacing(target: Path) -> Iterator[Path]:
                 if before.exists():
                     before.rename(target)
                 raise
+        except ArtifactError as error:
+            error.where = error.where.replace(str(temporary), str(target))
+            raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(before, ignore_errors=True)
@@ -147,11 +150,11 @@ def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
             f"it has format {found_format!r}; this version reads {FORMAT}", where=where, mend="make it again"
         )
     if kind is not None and found_kind != kind:
-        raise ArtifactError(f"it holds {found_kind!r}, not {kind!r}", where=where)
+        raise ArtifactError(f"it holds {found_kind!r}, not {kind!r}", where=where, mend=again)
     for name, (size, checksum) in listed.items():
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ArtifactError(f"{MANIFEST} names a file outside the folder: {name!r}", where=where)
+            raise ArtifactError(f"{MANIFEST} names a file outside the folder: {name!r}", where=where, mend=again)
         if not path.is_file():
             raise ArtifactError(f"{name} is missing", where=where, mend=again)
         if path.stat().st_size != size:

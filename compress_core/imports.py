@@ -43,7 +43,9 @@ def resolve(text: str, error: type[CompressError], where: str) -> Any:
         ) from missing
     except Exception as failure:
         raise error(
-            f"{text!r} does not resolve: {module_name} fails on import with {failure!r}", where=where
+            f"{text!r} does not resolve: {module_name} fails on import with {failure!r}",
+            where=where,
+            mend=f"`python -c 'import {module_name}'` shows where",
         ) from failure
     for name in attribute.split("."):
         if not hasattr(found, name):

@@ -188,7 +188,11 @@ class _Maker:
         for path in paths:
             place = self.root / path
             if not place.exists():
-                raise DataError(f"there is no file {str(path)!r}", where=f"{self.recipe.path}, data")
+                raise DataError(
+                    f"there is no file {str(path)!r}",
+                    where=f"{self.recipe.path}, data",
+                    mend=f"put it into {self.root.resolve()}, or write its path from there",
+                )
             yield from self._hashes(place, str(path))
 
     def _named_files(self, values: Any) -> Iterator[tuple[str, str]]:

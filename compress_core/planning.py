@@ -56,8 +56,13 @@ class Planned:
 
 
 def plan(recipe: Recipe, workspace: Workspace) -> list[Planned]:
-    """The steps in an order in which they can run. Brings `step.lock.yaml` up to date, as `dvc repro` does."""
-    status = _status(recipe, workspace)
+    """The steps in an order in which they can run. Brings `step.lock.yaml` up to date, as `dvc repro` does.
+
+    Raises:
+        CompressError: a module or file that the recipe names does not exist.
+    """
+    locked = to_yaml(lock(recipe, workspace))
+    status = _status(workspace, locked)
     if isinstance(status, str):
         return [Planned(step, unknown=status) for step in recipe.steps.values()]
     account = _Account(status, workspace)
@@ -79,11 +84,11 @@ def data_are_current(recipe: Recipe, workspace: Workspace) -> bool:
     return bool(before == {PARAMS: {"data": now.get("data"), "seed": now.get("seed")}, LOCK: {"data": entry}})
 
 
-def _status(recipe: Recipe, workspace: Workspace) -> Values | str:
+def _status(workspace: Workspace, locked: str) -> Values | str:
     """What changed for each stage that has changed, as DVC tells it; or why DVC does not tell."""
     if not (workspace.root / "dvc.yaml").is_file():
         return "there is no dvc.yaml"
-    write_text(workspace.lock, to_yaml(lock(recipe, workspace)))
+    write_text(workspace.lock, locked)
     command = [sys.executable, "-m", "dvc", "status", "--json"]
     done = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, check=False)
     try:

@@ -169,6 +169,7 @@ class _Reader:
                 raise self._error(
                     f"the section {key!r} is missing" if missing else f"{key!r} must be a mapping",
                     () if missing else (key,),
+                    f"write `{key}:` and, indented below it, its fields",
                 )
         own = {key: value for key, value in self.document.items() if key not in sections}
         settings = self._check(Settings, own, ())
@@ -193,11 +194,19 @@ class _Reader:
             ) from None
         except MarkedYAMLError as error:
             line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-            raise RecipeError(f"no YAML: {error.problem}", where=f"{self.path}{line}") from None
+            raise RecipeError(
+                f"no YAML: {error.problem}",
+                where=f"{self.path}{line}",
+                mend="look at the indentation and the quotes there",
+            ) from None
         except (YAMLError, UnicodeDecodeError, OSError) as error:
             raise RecipeError(f"no YAML: {error}", where=str(self.path)) from None
         if not isinstance(document, CommentedMap):
-            raise RecipeError("the recipe must be a mapping of sections", where=str(self.path))
+            raise RecipeError(
+                "the recipe must be a mapping of sections",
+                where=str(self.path),
+                mend=f"it has the sections {', '.join([*Settings.model_fields, 'data', 'model', 'task', 'pipeline'])}",
+            )
         return document
 
     def _error(self, what: str, place: tuple[Any, ...], mend: str = "") -> RecipeError:
@@ -228,7 +237,10 @@ class _Reader:
                     f"the field {str(where[-1])!r} is missing", where[:-1], f"add `{where[-1]}:`"
                 ) from None
             given = "" if mistake["type"].startswith("value_error") else f", not {mistake['input']!r}"
-            raise self._error(f"{mistake['msg'].removeprefix('Value error, ')}{given}", where) from None
+            mend = f"`compress plugins {kind.name}` shows what it takes" if issubclass(kind, Part) else ""
+            if mistake["type"] == "string_pattern_mismatch":
+                mend = "write package.module:attribute"
+            raise self._error(f"{mistake['msg'].removeprefix('Value error, ')}{given}", where, mend) from None
 
     def _part(self, kind: str, known: Mapping[str, type[AnyPart]], place: tuple[str, ...], key: str) -> AnyPart:
         """A part that is chosen by the value of `key` in the mapping at `place`."""
@@ -312,7 +324,9 @@ class _Reader:
         except CycleError as error:
             circle = error.args[1]
             raise self._error(
-                f"the steps go round in a circle: {' -> '.join(reversed(circle))}", ("pipeline", circle[0])
+                f"the steps go round in a circle: {' -> '.join(reversed(circle))}",
+                ("pipeline", circle[0]),
+                "name another input or teacher for one of them",
             ) from None
 
     def _check_chains(self, recipe: Recipe) -> None:

@@ -109,6 +109,10 @@ def check_data(model: nn.Module, run: Run) -> None:
     Raises:
         DataError: the network does not take the data, or cannot learn the labels.
     """
+    try:
+        run.task.target(run.splits.train.take(torch.arange(1)))
+    except DataError as error:
+        raise error.inside("task") from None
     arguments, keywords = run.example
     try:
         with torch.no_grad():
