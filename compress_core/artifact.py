@@ -21,7 +21,8 @@ from compress_core.errors import ArtifactError, CompressError
 from compress_core.factory import build_model
 from compress_core.files import MANIFEST, read_manifest, replacing, write_manifest, write_tensors
 from compress_core.masks import hold_zeros, masked_tensors
-from compress_core.structure import Types, apply_edits, differences, factories_in, torch_types
+from compress_core.rebuilding import Types, apply_edits, factories_in
+from compress_core.structure import differences, torch_types
 
 TENSORS = "model.safetensors"
 

@@ -22,7 +22,9 @@ COMPUTES = frozenset(
         "modes",
         "order",  # who works first
         "parts",  # defaults of the contracts
+        "plain_values",
         "plan",  # defaults of a training
+        "rebuilding",
         "recipe",  # what a step is
         "run",
         "selecting",  # which modules a pattern means

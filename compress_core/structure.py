@@ -11,6 +11,7 @@ of the same shape. An edit is JSON:
     {"op": "drop_tensor", "path": "block", "name": "bias"}
     {"op": "setattr", "path": "block", "name": "heads", "value": 3}
     {"op": "remove", "path": "block.skip"}
+    {"op": "order", "path": "block", "names": ["1", "0"]}
 
 A replaced module is built from its type's constructor arguments and then edited in the same way, children
 included. A type with `adopts_children = True` takes over what the module that it replaces holds.
@@ -22,19 +23,17 @@ applies edits that someone else wrote must trust them first.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from compress_core.errors import ArtifactError
 from compress_core.factory import ORIGIN, build_model
-
-Edit = dict[str, Any]
-Types = Mapping[str, type]
+from compress_core.plain_values import encode, is_plain
+from compress_core.rebuilding import Edit, Types, adopt, construct
 
 _HOOKS = (
     "_forward_hooks",
@@ -77,36 +76,6 @@ def differences(model: nn.Module, fresh: nn.Module, types: Types) -> list[Edit]:
     return list(_walk(model, fresh, "", types, {}))
 
 
-def apply_edits(model: nn.Module, edits: list[Edit], types: Types) -> nn.Module:
-    """Edit a fresh network in place and return it; a replaced root is another object.
-
-    It calls the factories that the edits name.
-
-    Raises:
-        ArtifactError: an edit does not fit the network.
-    """
-    for edit in edits:
-        try:
-            model = _apply(model, edit, types)
-        except ArtifactError:
-            raise
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ArtifactError(
-                f"the edit {edit.get('op')!r} of {edit.get('path')!r} does not fit the network: {error!r}",
-                mend="the factory's code has changed since the model was saved: run its step again",
-            ) from error
-    return model
-
-
-def factories_in(edits: list[Edit]) -> Iterator[str]:
-    """The import strings of the factories that `apply_edits` would call."""
-    for edit in edits:
-        description = edit.get("module", {})
-        if "factory" in description:
-            yield str(description["factory"])
-        yield from factories_in(description.get("edits", []))
-
-
 def _walk(module: nn.Module, fresh: nn.Module, path: str, types: Types, seen: dict[int, str]) -> Iterator[Edit]:
     """Edits of two modules of one type.
 
@@ -137,6 +106,15 @@ def _walk(module: nn.Module, fresh: nn.Module, path: str, types: Types, seen: di
         else:
             seen[id(other)] = place
             yield from _walk(child, other, place, types, seen)
+    yield from _order_edit(module, fresh, path)
+
+
+def _order_edit(module: nn.Module, fresh: nn.Module, path: str) -> Iterator[Edit]:
+    """Containers call their children in order, and new ones are put behind those that were there."""
+    names = [name for name, child in module._modules.items() if child is not None]
+    kept = [name for name in fresh._modules if name in names]
+    if names != [*kept, *(name for name in names if name not in kept)]:
+        yield {"op": "order", "path": path, "names": names}
 
 
 def _adopts(module: nn.Module, fresh: nn.Module) -> bool:
@@ -148,17 +126,7 @@ def _adoption(module: nn.Module, fresh: nn.Module, path: str, types: Types, seen
     name, arguments = _type_and_arguments(module, path, types)
     encoded = {key: encode(value, path) for key, value in arguments.items()}
     yield {"op": "adopt", "path": path, "module": {"type": name, "arguments": encoded}}
-    yield from _walk(module, _adopt(_construct(types[name], arguments, path), fresh), path, types, seen)
-
-
-def _adopt(module: nn.Module, other: nn.Module) -> nn.Module:
-    """Give a new module everything that another one holds; the other keeps it too."""
-    module._modules = dict(other._modules)
-    module._parameters, module._buffers = dict(other._parameters), dict(other._buffers)
-    module._non_persistent_buffers_set = set(other._non_persistent_buffers_set)
-    if ORIGIN in other.__dict__:
-        module.__dict__[ORIGIN] = other.__dict__[ORIGIN]
-    return module
+    yield from _walk(module, adopt(construct(types[name], arguments, path), fresh), path, types, seen)
 
 
 def _join(path: str, name: str) -> str:
@@ -195,7 +163,7 @@ def _describe_type(module: nn.Module, path: str, types: Types) -> dict[str, Any]
     """A module as its type, constructor arguments and what differs from a fresh one of these."""
     name, arguments = _type_and_arguments(module, path, types)
     encoded = {key: encode(value, path) for key, value in arguments.items()}
-    fresh = _construct(types[name], arguments, path)
+    fresh = construct(types[name], arguments, path)
     try:
         edits = list(_walk(module, fresh, "", types, {}))
     except ArtifactError as error:
@@ -218,16 +186,6 @@ def _type_and_arguments(module: nn.Module, path: str, types: Types) -> tuple[str
             mend="give the type a method `arguments()` that returns them",
         )
     return name, arguments
-
-
-def _construct(kind: type, arguments: Mapping[str, Any], path: str) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        try:
-            built = kind(**arguments)
-        except Exception as error:
-            raise ArtifactError(f"the module {path!r} cannot be built from its arguments: {error!r}") from error
-    assert isinstance(built, nn.Module)
-    return built
 
 
 def _arguments(module: nn.Module) -> dict[str, Any] | None:
@@ -353,127 +311,3 @@ def _refuse_parametrization(module: nn.Module, path: str) -> None:
             f"the module {path or 'at the root'!r} still has a parametrization",
             mend="call torch.nn.utils.parametrize.remove_parametrizations",
         )
-
-
-def _apply(model: nn.Module, edit: Edit, types: Types) -> nn.Module:
-    path = str(edit["path"])
-    match edit["op"]:
-        case "replace":
-            return _place(model, path, _rebuild(edit["module"], path, types))
-        case "adopt":
-            heir = _rebuild({**edit["module"], "edits": []}, path, types)
-            return _place(model, path, _adopt(heir, model.get_submodule(path)))
-        case "alias":
-            return _place(model, path, model.get_submodule(edit["same_as"]))
-        case "remove":
-            parent, name = _parent(model, path)
-            del parent._modules[name]
-        case "setattr":
-            name = str(edit["name"])
-            if name.startswith("_"):
-                raise ArtifactError(f"the edit of {path!r} touches the private attribute {name!r}")
-            setattr(model.get_submodule(path), name, decode(edit["value"]))
-        case "drop_tensor":
-            module = model.get_submodule(path)
-            owner = module._parameters if edit["name"] in module._parameters else module._buffers
-            owner[str(edit["name"])] = None
-        case "tensors":
-            module = model.get_submodule(path)
-            for name, spec in edit["tensors"].items():
-                _put_tensor(module, str(name), spec)
-        case other:
-            raise ArtifactError(f"unknown edit {other!r}", mend="it was saved by a newer version of compress")
-    return model
-
-
-def _parent(model: nn.Module, path: str) -> tuple[nn.Module, str]:
-    parent, _, name = path.rpartition(".")
-    return model.get_submodule(parent), name
-
-
-def _place(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
-    if not path:
-        return module
-    parent, name = _parent(model, path)
-    parent._modules[name] = module
-    return model
-
-
-def _rebuild(description: Mapping[str, Any], path: str, types: Types) -> nn.Module:
-    if "factory" in description:
-        fresh = build_model(str(description["factory"]), decode(description["params"]), error=ArtifactError)
-        return apply_edits(fresh, description["edits"], types)
-    name = str(description["type"])
-    if name not in types:
-        raise ArtifactError(
-            f"the module {path!r} has the type {name}, which no installed plugin registers",
-            mend=f"install the plugin that has {name.partition('.')[0]}",
-        )
-    arguments = {key: decode(value) for key, value in description["arguments"].items()}
-    return apply_edits(_construct(types[name], arguments, path), description["edits"], types)
-
-
-def _put_tensor(module: nn.Module, name: str, spec: Mapping[str, Any]) -> None:
-    """Make room for a tensor; its values are loaded afterwards."""
-    tensor = torch.empty(tuple(spec["shape"]), dtype=_dtype(spec["dtype"]), device="meta")
-    if spec["kind"] == "parameter":
-        module._buffers.pop(name, None)
-        module.register_parameter(name, nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
-    else:
-        module._parameters.pop(name, None)
-        module.register_buffer(name, tensor, persistent=spec["kind"] == "buffer")
-
-
-def _dtype(name: str) -> torch.dtype:
-    found = getattr(torch, name, None)
-    if not isinstance(found, torch.dtype):
-        raise ArtifactError(f"unknown number format {name!r}")
-    return found
-
-
-def is_plain(value: Any) -> bool:
-    """Whether a value can stand in a manifest."""
-    match value:
-        case None | bool() | int() | float() | str() | torch.dtype():
-            return True
-        case tuple() | list():
-            return all(map(is_plain, value))
-        case dict():
-            return all(isinstance(key, str) and is_plain(entry) for key, entry in value.items())
-        case _:
-            return False
-
-
-def encode(value: Any, path: str = "") -> Any:
-    """A plain value as JSON from which `decode` makes the same value."""
-    match value:
-        case None | bool() | int() | float() | str():
-            return value
-        case torch.dtype():
-            return {"dtype": str(value).removeprefix("torch.")}
-        case list():
-            return [encode(entry, path) for entry in value]
-        case tuple():
-            return {"tuple": [encode(entry, path) for entry in value]}
-        case dict() if all(isinstance(key, str) for key in value):
-            return {"dict": {key: encode(entry, path) for key, entry in value.items()}}
-        case _:
-            raise ArtifactError(
-                f"the module {path!r} has an argument of type {type(value).__name__}",
-                mend="keep only numbers, strings and tuples of them",
-            )
-
-
-def decode(value: Any) -> Any:
-    """The value that `encode` was given."""
-    match value:
-        case {"tuple": entries}:
-            return tuple(decode(entry) for entry in entries)
-        case {"dict": entries}:
-            return {key: decode(entry) for key, entry in entries.items()}
-        case {"dtype": name}:
-            return _dtype(name)
-        case list():
-            return [decode(entry) for entry in value]
-        case _:
-            return value

@@ -9,7 +9,16 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TEMPLATE = ("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "artifacts/none/.gitkeep", "flows")
+TEMPLATE = (
+    "dvc.yaml",
+    ".dvc/config",
+    ".dvc/.gitignore",
+    ".dvcignore",
+    ".gitignore",
+    "artifacts/none/.gitkeep",
+    "flows",
+    "prefect.toml",
+)
 
 SMALL = """\
 seed: 0
@@ -110,5 +119,6 @@ def repro(folder: Path, *arguments: str, status: int | None = 0) -> list[str]:
 
 def executed(printed: str) -> list[str]:
     """The stages that DVC says it ran, as steps are called, without `lock`."""
-    found = [line.partition("'")[2].partition("'")[0] for line in printed.splitlines() if line.startswith("Running stage")]
+    ran = [line for line in printed.splitlines() if line.startswith("Running stage")]
+    found = [line.partition("'")[2].partition("'")[0] for line in ran]
     return [name.removeprefix("step@") for name in found if name != "lock"]

@@ -11,8 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from compress_core.artifact import load, save
 from compress_core.errors import ArtifactError
-from compress_core.structure import apply_edits, decode, differences, encode, is_plain, torch_types
+from compress_core.plain_values import decode, encode, is_plain
+from compress_core.rebuilding import apply_edits
+from compress_core.structure import differences, torch_types
 from tests.core import nets
 from tests.support import NETS, make
 
@@ -295,3 +298,14 @@ def test_an_edit_that_does_not_fit_is_told_with_its_place(op, path):
         apply_edits(nets.Nested(), [edit], TYPES)
     assert repr(path) in caught.value.what
     assert "run its step again" in caught.value.mend
+
+
+def test_children_that_changed_places_are_called_in_their_new_order_after_loading(tmp_path):
+    model = make("mlp")
+    layers = model.layers._modules
+    model.layers._modules = {name: layers[name] for name in ("0", "1", "3", "2", "4", "5")}
+    save(model, tmp_path / "model", factory="tests.support:MLP")
+    loaded = load(tmp_path / "model", factory="tests.support:MLP")
+    x = torch.rand(4, 64)
+    assert list(loaded.layers._modules) == list(model.layers._modules)
+    assert torch.equal(loaded(x), model.eval()(x))

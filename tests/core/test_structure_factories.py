@@ -12,7 +12,8 @@ from torch import nn
 from compress_core.artifact import load, module_types, save
 from compress_core.errors import ArtifactError
 from compress_core.factory import ORIGIN, build_model
-from compress_core.structure import apply_edits, differences, factories_in
+from compress_core.rebuilding import apply_edits, factories_in
+from compress_core.structure import differences
 from tests.support import ConvNet
 
 MLP, CONV = "tests.support:MLP", "tests.support:ConvNet"

@@ -122,7 +122,11 @@ def test_an_edited_plugin_runs_the_steps_that_use_it_though_its_size_stays(tmp_p
 
 def test_a_failing_step_is_named_and_leaves_finished_ones_as_they_are(workspace: Path) -> None:
     before = hashes(workspace, "baseline", "clipped", "onnx")
-    change(workspace, "        epochs: 1\n", "        epochs: 1\n        learning_rate: 1.0e+30\n        optimizer: sgd\n")
+    change(
+        workspace,
+        "        epochs: 1\n",
+        "        epochs: 1\n        optimizer: sgd\n        learning_rate: 1.0e+30\n",
+    )
     printed = run(workspace, "dvc", "repro", status=255)
     assert "pipeline.student" in printed
     assert "to mend it: lower the learning rate" in printed
