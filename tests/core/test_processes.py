@@ -7,14 +7,44 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
-from compress_core.processes import TAIL, CommandError, lines, stop_all
+from compress_core.processes import TAIL, CommandError, Commands
 
-SECONDS = 15.0
+SECONDS = 20.0
+
+SLEEPER = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+
+STUBBORN = """
+import os, signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+POLITE = """
+import time
+try:
+    print("ready", flush=True)
+    time.sleep(600)
+except KeyboardInterrupt:
+    open("tidied", "w").close()
+"""
+
+PARENT = """
+import signal, sys
+from pathlib import Path
+from compress_core.processes import Commands
+with Commands(Path(), 1) as commands:
+    for line in commands.lines("sh", "-c", "sleep 600 & echo $!; wait"):
+        print(line, flush=True)
+"""
 
 
 def wait_until_gone(pid: int) -> bool:
@@ -26,64 +56,115 @@ def wait_until_gone(pid: int) -> bool:
     return False
 
 
-def test_output_and_errors_arrive_as_lines_while_the_command_runs(tmp_path: Path) -> None:
-    found = lines(["sh", "-c", "echo one; echo two >&2; read never; pwd"], tmp_path)
-    assert [next(found), next(found), next(found)] == ["one", "two", str(tmp_path)]
-    assert next(found, None) is None
+@pytest.fixture
+def commands(tmp_path: Path) -> Iterator[Commands]:
+    with Commands(tmp_path, at_once=2) as made:
+        yield made
 
 
-def test_a_failure_keeps_its_status_and_last_lines(tmp_path: Path) -> None:
+def test_output_and_errors_arrive_as_lines_while_the_command_runs(commands: Commands) -> None:
+    fifo = commands.folder / "fifo"
+    os.mkfifo(fifo)
+    found = commands.lines("sh", "-c", "echo one; echo two >&2; read never < fifo; echo; pwd")
+    assert [next(found), next(found)] == ["one", "two"]
+    fifo.write_text("go on\n")
+    assert list(found) == ["", str(commands.folder)]
+
+
+def test_python_is_the_one_that_runs_the_caller(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    (found,) = commands.lines("sh", "-c", "python -c 'import sys; print(sys.prefix)'")
+    assert found == sys.prefix
+
+
+def test_a_file_of_the_folder_takes_no_module_of_python_away(commands: Commands) -> None:
+    (commands.folder / "signal.py").write_text("raise SystemExit('the wrong module')")
+    assert list(commands.lines("echo", "well")) == ["well"]
+
+
+def test_a_failure_keeps_its_status_and_last_lines(commands: Commands) -> None:
     with pytest.raises(CommandError) as error:
-        list(lines(["sh", "-c", f"seq 1 {2 * TAIL}; exit 7"], tmp_path))
+        list(commands.lines("sh", "-c", f"seq 1 {2 * TAIL}; exit 7"))
     assert error.value.status == 7
     assert error.value.tail == tuple(str(number) for number in range(TAIL + 1, 2 * TAIL + 1))
 
 
-def test_a_command_that_does_not_exist_is_named(tmp_path: Path) -> None:
+def test_a_command_that_does_not_exist_is_named(commands: Commands) -> None:
     with pytest.raises(CommandError) as error:
-        list(lines(["no-such-command"], tmp_path))
+        list(commands.lines("no-such-command"))
     assert error.value.status == 127
     assert "'no-such-command' cannot be started" in error.value.tail[-1]
 
 
-def test_leaving_the_loop_stops_the_command_and_its_children(tmp_path: Path) -> None:
-    found = lines(["sh", "-c", "sleep 600 & echo $!; wait"], tmp_path)
+def test_no_more_run_at_one_time_than_was_said(commands: Commands) -> None:
+    count = "mkdir $0 && sleep 0.2 && ls -d run-* | wc -l && rmdir $0"
+
+    def most(number: int) -> int:
+        return max(int(line) for line in commands.lines("sh", "-c", count, f"run-{number}"))
+
+    with ThreadPoolExecutor(6) as pool:
+        assert max(pool.map(most, range(6))) == 2
+
+
+def test_leaving_the_loop_stops_the_command(commands: Commands) -> None:
+    found = commands.lines(sys.executable, "-c", SLEEPER)
     pid = int(next(found))
     found.close()
     assert wait_until_gone(pid)
 
 
-def test_stop_all_stops_a_command_that_ignores_a_polite_request(tmp_path: Path) -> None:
-    found = lines([sys.executable, "-c", STUBBORN], tmp_path)
+def test_a_stopped_command_may_tidy_up(commands: Commands) -> None:
+    found = commands.lines(sys.executable, "-c", POLITE)
+    assert next(found) == "ready"
+    commands.stop()
+    assert (commands.folder / "tidied").exists()
+
+
+def test_a_command_may_tidy_up_even_where_interrupts_are_ignored(tmp_path: Path) -> None:
+    script = f"""
+import signal
+from pathlib import Path
+from compress_core.processes import Commands
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+with Commands(Path(), 1) as commands:
+    next(commands.lines({sys.executable!r}, "-c", {POLITE!r}))
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    assert (tmp_path / "tidied").exists()
+
+
+def test_a_command_that_ignores_requests_is_killed_and_none_begins_after_it(commands: Commands) -> None:
+    found = commands.lines(sys.executable, "-c", STUBBORN)
     pid = int(next(found))
-    stop_all()
+    commands.stop()
     assert wait_until_gone(pid)
     with pytest.raises(CommandError) as error:
         list(found)
     assert error.value.status == 128 + signal.SIGKILL
+    with pytest.raises(CommandError) as error:
+        list(commands.lines("touch", "begun"))
+    assert error.value.tail == ("stopped before it began",)
+    assert not (commands.folder / "begun").exists()
 
 
-STUBBORN = """
-import os, signal, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print(os.getpid(), flush=True)
-time.sleep(600)
-"""
-
-PARENT = """
-from pathlib import Path
-from compress_core.processes import lines
-for line in lines(["sh", "-c", "sleep 600 & echo $!; wait"], Path()):
-    print(line, flush=True)
-"""
+def test_stopping_some_commands_leaves_those_of_others(commands: Commands, tmp_path: Path) -> None:
+    with Commands(tmp_path, at_once=1) as others:
+        sleeping = others.lines(sys.executable, "-c", SLEEPER)
+        pid = int(next(sleeping))
+        found = commands.lines("sh", "-c", "echo one; sleep 1; echo two")
+        next(found)
+        others.stop()
+        assert wait_until_gone(pid)
+        assert list(found) == ["two"]
 
 
-def test_a_killed_parent_takes_its_commands_along(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_parent_takes_its_commands_along(sent: signal.Signals, tmp_path: Path) -> None:
     parent = subprocess.Popen([sys.executable, "-c", PARENT], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
     assert psutil.pid_exists(pid)
-    os.kill(parent.pid, signal.SIGKILL)
+    parent.send_signal(sent)
     parent.wait()
     assert wait_until_gone(pid)
     parent.stdout.close()
