@@ -78,10 +78,11 @@ def plan(recipe: Recipe, workspace: Workspace) -> list[Planned]:
 def data_are_current(recipe: Recipe, workspace: Workspace) -> bool:
     """Whether `artifacts/data` was last made by the data source as it is now."""
     stages: Values = _read(workspace, "dvc.lock").get("stages") or {}
-    before = stages.get("data", {}).get("params", {})
+    before: Values = stages.get("data", {}).get("params", {})
     now = _read(workspace, PARAMS)
-    entry = lock(recipe, workspace)["data"]
-    return bool(before == {PARAMS: {"data": now.get("data"), "seed": now.get("seed")}, LOCK: {"data": entry}})
+    if before.get(PARAMS) != {key: now.get(key) for key in ("data", "seed")}:
+        return False
+    return bool(before.get(LOCK) == {"data": lock(recipe, workspace)["data"]})
 
 
 def _status(workspace: Workspace, locked: str) -> Values | str:
