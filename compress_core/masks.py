@@ -7,9 +7,10 @@ module through copies and artifacts; every later training multiplies the gradien
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 MARK = "_compress_masked"
 
@@ -29,17 +30,13 @@ def masked_tensors(model: nn.Module) -> list[str]:
     )
 
 
-class HeldZeros(nn.Module):
+class HeldZeros:
     """The masks of one training: 1 where a masked tensor was not zero when the training began."""
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
-        super().__init__()
-        self.names = tuple(names)
-        for index, name in enumerate(self.names):
-            self.register_buffer(f"mask_{index}", model.get_parameter(name).detach() != 0)
+        self.masks = {name: model.get_parameter(name).detach() != 0 for name in names}
 
-    @torch.no_grad()
     def apply_to(self, model: nn.Module) -> None:
         """Set the removed weights back to zero."""
-        for index, name in enumerate(self.names):
-            model.get_parameter(name).mul_(self.get_buffer(f"mask_{index}"))
+        for name, mask in self.masks.items():
+            model.get_parameter(name).detach().mul_(mask)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import nn
@@ -23,10 +24,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unfused() -> Iterator[None]:
-    """Run torch's transformer layers child by child; fused, they are neither counted nor traced nor hooked."""
+    """Run torch's transformer and recurrent layers part by part; fused, they are neither counted nor traced."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with catch_warnings():
+            simplefilter("ignore")  # torch tells of a flag that some processors lack whenever one is set
+            with torch.backends.mkldnn.flags(enabled=False):
+                yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)

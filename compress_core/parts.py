@@ -66,6 +66,8 @@ class Technique(Part):
     """Parameters that show it at work; the documentation and the conformance kit use them."""
     needs_teacher: ClassVar[bool] = False
     """Whether the step must name a teacher."""
+    keeps_teacher: ClassVar[bool] = False
+    """Whether the teacher's network becomes part of the result."""
     after_training: ClassVar[bool] = False
     """Whether it works after the training of its step rather than before."""
     reopens_numbers: ClassVar[bool] = False

@@ -340,6 +340,8 @@ class _Reader:
                 check_together(step.techniques, teacher=step.teacher is not None, numbers_from=before)
             except RecipeError as error:
                 raise self._error(error.what, (*place, "use"), error.mend) from None
+            if step.teacher is not None and any(technique.keeps_teacher for technique in step.techniques):
+                before = before or numbers_from[step.teacher]
             changed = changes_numbers(step.techniques, before=before is not None)
             numbers_from[step.name] = (before or step.name) if changed else None
 

@@ -158,8 +158,7 @@ class _Loop:
         """Let every technique act after an update, then set removed weights back to zero."""
         for technique in self.techniques:
             technique.after_step(self.model, self.mine[technique.name], progress, self.run)
-        if self.held.names:
-            self.held.apply_to(self.model)
+        self.held.apply_to(self.model)
 
     def _optimizer(self) -> Optimizer:
         groups = parameter_groups(self.model, self.states, self.plan.weight_decay)

@@ -131,6 +131,7 @@ class Ensemble(Technique):
     name = "ensemble"
     example: ClassVar[Mapping[str, Any]] = {"average": "probabilities"}
     needs_teacher = True
+    keeps_teacher = True
 
     average: Literal["probabilities", "outputs"] = "probabilities"
     """What is averaged: the probabilities of the classes, whose logarithm is given, or the outputs as they are, which

@@ -31,7 +31,7 @@ class Onnx(Exporter):
     name = "onnx"
 
     opset: int = Field(default=20, ge=18, le=23)
-    """The version of ONNX's operators. Older runtimes want lower ones; packed int4 weights want 21."""
+    """The version of ONNX's operators. Older runtimes want lower ones."""
 
     def export(self, model: nn.Module, folder: Path, example: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
         """Write `model.onnx` into `folder`.

@@ -104,6 +104,14 @@ class Mimic(TrainingTechnique):
         return frozenset({Change.TRAINING})
 
 
+class Join(Shape):
+    """Stands for a technique whose result holds its teacher."""
+
+    name = "join"
+    needs_teacher = True
+    keeps_teacher = True
+
+
 class Digits(DataSource):
     """The digits, and whatever files and imports it is told to name."""
 
@@ -135,7 +143,7 @@ class Text(Exporter):
 
 @hookimpl
 def register_techniques() -> Iterable[type[Technique]]:
-    return [Cut, Shape, Integers, Codes, Reopen, Learn, Mimic]
+    return [Cut, Shape, Integers, Codes, Reopen, Learn, Mimic, Join]
 
 
 @hookimpl

@@ -76,6 +76,14 @@ def test_named_inputs_and_dictionaries_are_counted_for_one_example():
     assert counts(Named(), (({"x": torch.zeros(5, 4)},), {})).macs == 8
 
 
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_a_recurrent_layer_has_its_closed_form_of_macs(kind, gates, directions):
+    layer = kind(8, 16, 2, batch_first=True, bidirectional=directions == 2)
+    first, second = 16 * (8 + 16), 16 * (16 * directions + 16)
+    assert run_counts(layer, torch.zeros(3, 5, 8)).macs == 5 * directions * gates * (first + second)
+
+
 def test_an_attention_layer_has_its_closed_form_of_macs():
     tokens, width, hidden, layers = 8, 16, 32, 2
     projections = tokens * (4 * width * width + 2 * width * hidden)

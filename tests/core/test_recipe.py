@@ -248,6 +248,14 @@ def test_nothing_changes_a_network_whose_numbers_were_changed(tmp_path, use):
     assert error.mend == "move it before 'cut', or into the same step"
 
 
+def test_a_network_that_holds_a_teacher_with_changed_numbers_is_not_changed_either(tmp_path):
+    joined = CHAIN.replace("    input: cut\n    teacher: none", "    input: baseline\n    teacher: cut")
+    after = "  late:\n    input: after\n    teacher: none\n    use:\n      cut: {}\n"
+    error = refused(tmp_path, joined.replace("{use}", "join: {}") + after)
+    assert "'cut' has already changed" in error.what
+    assert "pipeline.late.use" in error.where
+
+
 def test_numbers_may_be_changed_again_after_they_were_reopened(tmp_path):
     again = "  again:\n    input: after\n    teacher: none\n    use:\n      integers: {}\n"
     recipe = read(tmp_path, CHAIN.replace("{use}", "reopen: {}") + again)
