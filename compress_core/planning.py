@@ -139,7 +139,7 @@ class _Account:
         before: Values = self.last[stage].get("params", {}).get(file, {})
         keys = state if isinstance(state, Mapping) else before
         found = [text for key in keys for text in _named(key, before.get(key), _at(self.now[file], key), file)]
-        yield from found[:FEW]
+        yield from found[:FEW] or [f"{', '.join(keys)} changed"]
         if len(found) > FEW:
             yield f"{len(found) - FEW} more of {file} changed"
 
@@ -167,11 +167,13 @@ def _at(values: Values, key: str) -> Any:
     return found
 
 
-def _changes(before: Any, after: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    """The leaves that differ, with their dotted paths."""
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        for key in dict.fromkeys([*before, *after]):
-            yield from _changes(before.get(key, _NOTHING), after.get(key, _NOTHING), f"{path}.{key}")
+def _changes(before: Any, after: Any, path: str, *, whole: bool) -> Iterator[tuple[str, Any, Any]]:
+    """The leaves that differ, with their dotted paths; a mapping that came or went is a leaf where `whole`."""
+    mappings = [isinstance(value, Mapping) for value in (before, after)]
+    if all(mappings) or (any(mappings) and not whole):
+        old, new = (value if isinstance(value, Mapping) else {} for value in (before, after))
+        for key in dict.fromkeys([*old, *new]):
+            yield from _changes(old.get(key, _NOTHING), new.get(key, _NOTHING), f"{path}.{key}", whole=whole)
     elif before != after:
         yield path, before, after
 
@@ -187,14 +189,15 @@ def _differs(before: Any, after: Any) -> str:
 
 def _named(key: str, before: Any, after: Any, file: str) -> Iterator[str]:
     """The fields at `key` that differ, each with what became of it."""
-    for path, old, new in _changes(before, after, key):
+    for path, old, new in _changes(before, after, key, whole=file == PARAMS):
         yield f"{path} {_differs(old, new)}" if file == PARAMS else _source(path.removeprefix(f"{key}."), old, new)
 
 
 def _source(path: str, before: Any, after: Any) -> str:
-    """An entry of step.lock.yaml that differs: `core`, `plugins.NAME`, `code.FILE`, `files.FILE`, `versions.NAME`."""
+    """An entry of step.lock.yaml that differs: `core`, `plugins.NAME`, `code.MODULE`, `files.FILE`, `versions.NAME`."""
     kind, _, name = path.partition(".")
-    called = {"core": "compress_core", "plugins": f"the plugin {name}"}.get(kind, name)
+    words = {"core": "compress_core", "plugins": f"the plugin {name}", "code": f"the module {name}"}
+    called = words.get(kind, name)
     hashes = kind != "versions" and _NOTHING not in (before, after)
     return f"{called} {'changed' if hashes else _differs(before, after)}"
 
