@@ -27,23 +27,28 @@ def recipe_schema(plugins: Catalog) -> Schema:
     ]
     references, whole = models_json_schema([(kind, "validation") for kind in known])
     definitions: dict[str, Schema] = whole["$defs"]
-    found = {kind: definitions[references[kind, "validation"]["$ref"].rpartition("/")[2]] for kind in known}
+    names = {kind: references[kind, "validation"]["$ref"].rpartition("/")[2] for kind in known}
+    chosen = [plugins.data_sources, plugins.tasks, plugins.exporters]
+    inline = {kind: definitions.pop(names[kind]) for group in chosen for kind in group.values()}
 
-    settings, step, model = found[Settings], found[StepFields], found[ModelSpec]
-    uses = {name: {"anyOf": [found[kind], {"type": "null"}]} for name, kind in sorted(plugins.techniques.items())}
-    uses[EXPORT] = _chosen(plugins.exporters, found, "format")
-    step["properties"]["use"] |= {"additionalProperties": False, "properties": uses}
-    step["properties"]["model"] = {"anyOf": [model, {"type": "null"}]}
+    settings, step = definitions.pop(names[Settings]), definitions[names[StepFields]]
+    uses = {name: _used(names[kind], definitions) for name, kind in sorted(plugins.techniques.items())}
+    uses[EXPORT] = _chosen(plugins.exporters, inline, "format")
+    step["properties"]["use"] |= {
+        "additionalProperties": False,
+        "properties": uses,
+        "dependentSchemas": {EXPORT: {"maxProperties": 1}},
+    }
     sections = {
-        "data": _chosen(plugins.data_sources, found, "source"),
-        "model": model,
-        "task": _chosen(plugins.tasks, found, "name"),
+        "data": _chosen(plugins.data_sources, inline, "source"),
+        "model": _reference(names[ModelSpec]),
+        "task": _chosen(plugins.tasks, inline, "name"),
         "pipeline": {
             "description": "The steps, each a stage of the DAG.",
             "type": "object",
             "minProperties": 1,
             "propertyNames": {"pattern": f"^{NAME.pattern}$", "not": {"enum": list(RESERVED)}},
-            "additionalProperties": step,
+            "additionalProperties": _reference(names[StepFields]),
         },
     }
     return {
@@ -64,13 +69,23 @@ def parameters(part: type[Part]) -> dict[str, Schema]:
     return {name: {**entry, "required": name in required} for name, entry in schema.get("properties", {}).items()}
 
 
-def _chosen(parts: Mapping[str, type[Part]], found: Mapping[type[BaseModel], Schema], key: str) -> Schema:
+def _reference(name: str) -> Schema:
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def _used(name: str, definitions: Mapping[str, Schema]) -> Schema:
+    """A technique's parameters; one that needs none may be left empty."""
+    reference = _reference(name)
+    return reference if definitions[name].get("required") else {"anyOf": [reference, {"type": "null"}]}
+
+
+def _chosen(parts: Mapping[str, type[Part]], found: Mapping[type[Part], Schema], key: str) -> Schema:
     """One of several parts, chosen by the value of `key` beside its parameters."""
     return {"oneOf": list(_with_choice(parts, found, key))}
 
 
 def _with_choice(
-    parts: Mapping[str, type[Part]], found: Mapping[type[BaseModel], Schema], key: str
+    parts: Mapping[str, type[Part]], found: Mapping[type[Part], Schema], key: str
 ) -> Iterable[Schema]:
     for name, kind in sorted(parts.items()):
         schema = found[kind]
