@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -17,7 +17,7 @@ from compress_core.files import digest
 from compress_core.recipe import Recipe, read_recipe
 from compress_core.stage import run_stage
 from compress_core.workspace import Workspace
-from tests.workspaces import SMALL
+from tests.workspaces import ROOT, SMALL
 
 MAINS: dict[str, Callable[[], None]] = {
     "compress": cli.main,
@@ -54,11 +54,25 @@ def recipe_of(folder: Path) -> Recipe:
     return read_recipe(folder / "params.yaml")
 
 
+@contextmanager
+def forgetting() -> Iterator[None]:
+    """Forget afterwards what was imported from a workspace that is the working directory."""
+    before, here = set(sys.modules), Path.cwd()
+    with patch.object(sys, "path", list(sys.path)):
+        try:
+            yield
+        finally:
+            for name in set(sys.modules) - before:
+                file = getattr(sys.modules[name], "__file__", None)
+                if file and Path(file).is_relative_to(here) and not ROOT.is_relative_to(here):
+                    del sys.modules[name]
+
+
 def call(*command: str) -> Ended:
     """Run one of `MAINS` with arguments in the working directory; what it imports from there is forgotten."""
     out, err, status = StringIO(), StringIO(), 0
-    modules, handler = set(sys.modules), signal.getsignal(signal.SIGTERM)
-    with patch.object(sys, "argv", list(command)), patch.object(sys, "path", list(sys.path)):
+    handler = signal.getsignal(signal.SIGTERM)
+    with patch.object(sys, "argv", list(command)), forgetting():
         try:
             with redirect_stdout(out), redirect_stderr(err):
                 MAINS[command[0]]()
@@ -66,10 +80,6 @@ def call(*command: str) -> Ended:
             status = end.code if isinstance(end.code, int) else int(end.code is not None)
         finally:
             signal.signal(signal.SIGTERM, handler)
-            here = str(Path.cwd())
-            for name in set(sys.modules) - modules:
-                if str(getattr(sys.modules[name], "__file__", None)).startswith(here):
-                    del sys.modules[name]
     return Ended(status, out.getvalue(), err.getvalue())
 
 
