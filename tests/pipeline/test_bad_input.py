@@ -326,6 +326,8 @@ def files_of_at_most(size: int) -> Iterator[None]:
 def test_a_full_disk_is_told_and_leaves_the_old_artifact(here: Path, command: tuple[str, ...]) -> None:
     with files_of_at_most(512):
         message = refused(here, *command)
+    assert f"artifacts/{command[-1]}/" in message
+    assert ".part" not in message
     assert "cannot be written: " in message
     assert "free space" in message
     assert not list((here / "artifacts").glob(".*.part"))
