@@ -66,7 +66,8 @@ class Clip(Technique):
             ):
                 if threshold is not None:
                     weight.copy_(clip(weight, threshold))
-                    hold_zeros(module, name)
+                    if not weight.all():
+                        hold_zeros(module, name)
         after = sum(int(weight.count_nonzero()) for _, _, weight in weights)
         total = sum(weight.numel() for _, _, weight in weights)
         said = f"{before - after} of {total} weights went" if after < before else "no weight went: nothing changed"

@@ -134,6 +134,14 @@ def test_a_clipped_network_survives_the_artifact_with_its_marks(tmp_path):
         assert torch.equal(loaded.get_parameter(name), parameter)
 
 
+def test_a_threshold_below_every_weight_leaves_no_mark():
+    model = make("mlp")
+    smallest = min(float(weight.abs().min()) for _, _, weight in weights_of(model))
+    clipped = apply_techniques(model, [Clip(threshold=smallest / 2)], make_run())
+    assert masked_tensors(clipped) == []
+    assert all(torch.equal(clipped.get_parameter(name), weight) for name, weight in model.named_parameters())
+
+
 def test_a_shared_weight_is_clipped_once_and_left_when_one_owner_is_skipped():
     model = nn.Module()
     model.embed, model.head = nn.Embedding(6, 4), nn.Linear(4, 6, bias=False)
