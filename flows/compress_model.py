@@ -10,26 +10,32 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Annotated
 
 from filelock import FileLock, Timeout
 from prefect import flow, get_client, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Failed
 from pydantic import Field
+from rich.console import Console
 
 from compress_core.errors import CompressError
 from compress_core.processes import CommandError, Commands
 from compress_core.recipe import Recipe, Settings, read_recipe
+from compress_core.report import Report, load_report
+from compress_core.report.rendering import table
+from compress_core.report.wording import headline_words
 from compress_core.workspace import Workspace
 
 BUSY = "is busy, it is being blocked by:"
 """What DVC says when another process works on the same files: waited for, no failure."""
-WAITS = [1, 2, 4, 8, 15]
+WAITS = [1.0, 2.0, 4.0, 8.0, 15.0]
 """Seconds until a busy stage is tried again; the last one stays."""
 LAST_LINES = 5
 """Lines of a failed stage in the message of its state; all of them are in its log."""
@@ -77,9 +83,12 @@ def compress_model(workspace: Path = Path(), at_once: Annotated[int, Field(ge=1)
                 futures = submit(recipe, commands)
                 for future in futures.values():
                     future.wait()
+            result = outcome({name: future.state for name, future in futures.items()})
+            if result.is_completed():
+                show(load_report(Workspace(folder)))
     except CompressError as error:
         return Failed(message=str(error))
-    return outcome({name: future.state for name, future in futures.items()})
+    return result
 
 
 def width(settings: Settings) -> int:
@@ -109,7 +118,8 @@ def submit(recipe: Recipe, commands: Commands) -> dict[str, PrefectFuture[State[
     futures: dict[str, PrefectFuture[State[None]]] = {}
 
     def add(name: str, stage: str, *needs: str) -> None:
-        futures[name] = reproduce.submit(name, stage, commands, wait_for=[futures[need] for need in needs])
+        before = [futures[need] for need in needs]
+        futures[name] = reproduce.submit(name, stage, commands, return_state=False, wait_for=before)
 
     add("lock", "lock")
     add("data", "data", "lock")
@@ -126,6 +136,14 @@ def outcome(states: dict[str, State[None]]) -> State[None]:
     if failed:
         return Failed(message=f"failed: {', '.join(failed)}; not run: {', '.join(missed) or 'none'}")
     return Completed(message=f"all {len(states)} stages are up to date")
+
+
+def show(report: Report) -> None:
+    """Put the report among the artifacts of the flow run, as `compress report` prints it."""
+    console = Console(file=StringIO(), record=True, width=100)
+    console.print(table(report))
+    text = f"{headline_words(report)}\n```text\n{console.export_text()}```"
+    create_markdown_artifact(text, key="compress-report", description="All steps side by side")
 
 
 def main() -> bool:

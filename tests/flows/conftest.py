@@ -17,8 +17,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.compress_model import compress_model
-from tests.flows.flows import RECIPE, wait_for
-from tests.workspaces import make_workspace
+from tests.flows.flows import make_flow_workspace, wait_for
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,13 @@ class Run:
         with get_client(sync_client=True) as client:
             found = client.read_task_runs(flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [self.id]}}))
         return {run.name: run for run in found}
+
+    @property
+    def artifacts(self) -> dict[str, str]:
+        """What the flow run shows, by key."""
+        with get_client(sync_client=True) as client:
+            found = client.read_artifacts(flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [self.id]}}))
+        return {str(artifact.key): str(artifact.data) for artifact in found}
 
     def logs(self, task: str) -> list[str]:
         """The lines of a task run."""
@@ -81,7 +87,7 @@ def server() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def first(server: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
     """A workspace and the flow run that has finished it. Not to be changed."""
-    folder = make_workspace(tmp_path_factory.mktemp("finished") / "workspace", RECIPE)
+    folder = make_flow_workspace(tmp_path_factory.mktemp("finished") / "workspace")
     return folder, run_flow(folder)
 
 

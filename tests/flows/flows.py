@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.workspaces import change, environment
+from tests.workspaces import environment, make_workspace
 
 PATIENCE = 120.0
 """Seconds within which anything happens on a machine that is busy with other things."""
@@ -53,6 +53,8 @@ pipeline:
   student:
     input: none
     teacher: baseline
+    model:
+      factory: gate:build
     use:
       distill:
         temperature: 2
@@ -71,15 +73,29 @@ def build():
     while not Path("go").exists():
         Path("begun").touch()
         time.sleep(0.05)
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
 """
-"""A network whose step begins, and goes on when the test says so."""
+"""The network of the step `student`, which goes on when the test says so."""
+
+
+def make_flow_workspace(folder: Path) -> Path:
+    """Lay a workspace with `RECIPE` out, whose student does not wait."""
+    make_workspace(folder, RECIPE)
+    (folder / "gate.py").write_text(GATE)
+    go(folder)
+    return folder
+
+
+def touch_student(folder: Path) -> None:
+    """Change the code of the step `student`, which then has to run again, and does so with the same result."""
+    with (folder / "gate.py").open("a") as file:
+        file.write("# another line\n")
 
 
 def make_student_wait(folder: Path) -> None:
-    """Let the step `student` wait until `go(folder)`."""
-    (folder / "gate.py").write_text(GATE)
-    change(folder, "    teacher: baseline\n", "    teacher: baseline\n    model:\n      factory: gate:build\n")
+    """Let the step `student` run again, and wait until `go(folder)`."""
+    touch_student(folder)
+    (folder / "go").unlink()
 
 
 def begun(folder: Path) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 from compress_core.recipe import read_recipe
+from compress_core.report import load_report
+from compress_core.report.wording import headline_words, size
+from compress_core.workspace import Workspace
 from flows.compress_model import compress_model, width
 from tests.flows.conftest import Run, run_flow
 from tests.flows.flows import (
@@ -60,14 +62,12 @@ def test_every_step_is_a_task_run_with_its_lines_behind_what_it_needs(first: tup
     assert any(line.startswith("clip: ") for line in run.logs("clipped"))
 
 
-def test_after_dvc_repro_a_flow_run_runs_nothing(workspace: Path) -> None:
-    change(workspace, "share: 0.2", "share: 0.4")
-    assert repro(workspace) == ["clipped", "report"]
-    run = run_flow(workspace)
-    assert run.state.is_completed()
-    assert executed(run.text) == []
-    for name in STEPS:
-        assert f"Stage 'step@{name}' didn't change, skipping" in run.logs(name)
+def test_the_report_stands_among_the_artifacts_of_the_flow_run(first: tuple[Path, Run]) -> None:
+    folder, run = first
+    report = load_report(Workspace(folder))
+    text = run.artifacts["compress-report"]
+    assert text.startswith(headline_words(report))
+    assert all(size(report.steps[name].metrics.bytes) in text for name in STEPS)
 
 
 def test_a_failing_step_is_named_and_stops_only_what_needs_it(workspace: Path) -> None:
@@ -127,44 +127,29 @@ def test_a_folder_without_a_recipe_is_told_and_left_as_it_was(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_step_that_dvc_runs_already_is_waited_for(workspace: Path, server: str) -> None:
+def test_whoever_else_works_in_the_workspace_is_waited_for(workspace: Path, server: str) -> None:
     make_student_wait(workspace)
     with started(workspace, sys.executable, "-m", "dvc", "repro") as dvc:
         wait_for(lambda: begun(workspace))
-        with started(workspace, *FLOW, PREFECT_API_URL=server) as flow:
-            flow.wait_for("another process is at work on the files of this stage")
-            go(workspace)
-            assert dvc.end() == 0, dvc.text
-            assert flow.end() == 0, flow.text
-    assert executed(dvc.text + flow.text) == ["report", "student"]
-
-
-@pytest.mark.slow
-def test_two_flow_runs_in_one_workspace_wait_for_each_other(workspace: Path, server: str) -> None:
-    make_student_wait(workspace)
-    with started(workspace, *FLOW, PREFECT_API_URL=server) as one:
-        wait_for(lambda: begun(workspace))
-        with started(workspace, *FLOW, PREFECT_API_URL=server) as two:
-            two.wait_for("another flow run is at work in")
-            go(workspace)
-            assert (one.end(), two.end()) == (0, 0), one.text + two.text
-    assert executed(one.text) == ["report", "student"]
+        with started(workspace, *FLOW, PREFECT_API_URL=server) as one:
+            one.wait_for("another process is at work on the files of this stage")
+            with started(workspace, *FLOW, PREFECT_API_URL=server) as two:
+                two.wait_for("another flow run is at work in")
+                go(workspace)
+                assert (dvc.end(), one.end(), two.end()) == (0, 0, 0), dvc.text + one.text + two.text
+    assert executed(dvc.text + one.text) == ["student"]
     assert executed(two.text) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_flow_leaves_no_process_and_the_next_one_finishes_the_rest(
-    workspace: Path, server: str, sent: int
-) -> None:
+def test_a_killed_flow_leaves_no_process_and_the_next_one_finishes_the_rest(workspace: Path, server: str) -> None:
     make_student_wait(workspace)
     with started(workspace, *FLOW, PREFECT_API_URL=server) as flow:
         wait_for(lambda: begun(workspace))
-        assert {"compress_core.stage student" in command for command in stages_in(workspace)}
-        flow.process.send_signal(sent)
-        flow.end()
+        assert any(command.endswith("compress_core.stage student") for command in stages_in(workspace))
+        flow.process.kill()
         wait_for(lambda: not stages_in(workspace))
     go(workspace)
     run = run_flow(workspace)
     assert run.state.is_completed()
-    assert executed(run.text) == ["report", "student"]
+    assert executed(run.text) == ["student"]

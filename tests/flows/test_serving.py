@@ -12,7 +12,18 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.flows.flows import FLOW, STEPS, begun, go, make_student_wait, stages_in, started, wait_for
+from tests.flows.flows import (
+    FLOW,
+    STEPS,
+    begun,
+    executed,
+    go,
+    make_student_wait,
+    stages_in,
+    started,
+    touch_student,
+    wait_for,
+)
 from tests.workspaces import change, repro, run
 
 RUN = ("prefect", "deployment", "run", "compress-model/local", "--watch")
@@ -44,11 +55,13 @@ def test_a_served_flow_is_run_cancelled_and_run_again(workspace: Path, port: int
             serving.wait_for("'compress-model/local'")
             with started(workspace, *RUN, **home) as watched:
                 wait_for(lambda: begun(workspace))
+                assert any(command.endswith("compress_core.stage student") for command in stages_in(workspace))
                 (flow_run,) = set(re.findall(r"flow-run/([0-9a-f-]{36})", watched.text))
                 run(workspace, "prefect", "flow-run", "cancel", flow_run, **home)
                 assert watched.end() == 1, watched.text
-            assert "CANCELLED" in run(workspace, "prefect", "flow-run", "inspect", flow_run, **home)
+            assert "finished in state 'Cancelled'" in watched.text
             wait_for(lambda: not stages_in(workspace))
+            assert "student" not in (workspace / ".dvc" / "tmp" / "rwlock").read_text()
             go(workspace)
             with started(workspace, *RUN, **home) as watched:
                 assert watched.end() == 0, watched.text + serving.text
@@ -56,13 +69,21 @@ def test_a_served_flow_is_run_cancelled_and_run_again(workspace: Path, port: int
 
 
 @pytest.mark.slow
-def test_the_flow_runs_as_a_script_without_a_server(workspace: Path, port: int, tmp_path: Path) -> None:
+def test_without_a_server_the_script_has_nothing_to_do_after_dvc_repro(
+    workspace: Path, port: int, tmp_path: Path
+) -> None:
+    touch_student(workspace)
+    assert repro(workspace) == ["student"]
     with started(workspace, *FLOW, PREFECT_HOME=str(tmp_path / "home")) as flow:
         assert flow.end() == 0, flow.text
     assert f"no Prefect server answers at http://127.0.0.1:{port}/api" in flow.text
+    assert executed(flow.text) == []
     assert all(f"Stage 'step@{name}' didn't change, skipping" in flow.text for name in STEPS)
+
+
+def test_a_script_that_fails_says_why_and_ends_with_status_1(workspace: Path, server: str) -> None:
     change(workspace, "      clip:\n", "      clipp:\n")
-    with started(workspace, *FLOW, PREFECT_HOME=str(tmp_path / "home")) as flow:
+    with started(workspace, *FLOW, PREFECT_API_URL=server) as flow:
         assert flow.end() == 1
     assert "did you mean 'clip'?" in flow.text
     assert "Traceback" not in flow.text
