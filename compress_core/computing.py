@@ -24,6 +24,7 @@ COMPUTES = frozenset(
         "parts",  # defaults of the contracts
         "plain_values",
         "plan",  # defaults of a training
+        "precision",
         "rebuilding",
         "recipe",  # what a step is
         "run",

@@ -41,7 +41,7 @@ from compress_core.recipe import Recipe, Step, read_recipe
 from compress_core.sources import Closure, Finder, Module, closure, imported, module_name
 from compress_core.workspace import Workspace, ending_with_status
 
-NUMERIC = ("accelerate", "numpy", "pydantic", "safetensors", "torch", "torchmetrics")
+NUMERIC = ("numpy", "pydantic", "safetensors", "torch", "torchmetrics")
 """Distributions that the core computes with, in every step."""
 EXPORTING = ("onnxscript",)
 """What torch's own exporter computes with, in every step that exports."""

@@ -1,4 +1,4 @@
-"""How a network runs: the train and eval modes of its modules, and torch's fused layers."""
+"""How a network runs: the train and eval modes of its modules, torch's fused layers, and its threads."""
 
 from __future__ import annotations
 
@@ -34,3 +34,14 @@ def unfused() -> Iterator[None]:
                 yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Let torch compute on so many threads, and on as many as before at the end."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

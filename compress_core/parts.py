@@ -88,7 +88,7 @@ class TrainingTechnique(Technique):
 
     The loop calls `plan`, `prepare`, `begin`, then `loss`, `after_backward` and `after_step` at every
     update, and `finish` once, on the best checkpoint. With no epochs it calls `plan`, `prepare`, `begin`,
-    `after_step(progress=1)` and `finish`.
+    `after_step(progress=1)` and `finish`. If anything fails after `begin`, `abandon` is called instead of `finish`.
     """
 
     needs_epochs: ClassVar[bool] = False
@@ -133,6 +133,9 @@ class TrainingTechnique(Technique):
     def finish(self, model: nn.Module, state: nn.Module | None, run: Run) -> nn.Module:
         """Return the network as it is to be kept, from the best checkpoint."""
         return model
+
+    def abandon(self, model: nn.Module, state: nn.Module | None, run: Run) -> None:
+        """Take away what `begin` has hung on the network or the teacher; called when the training fails."""
 
 
 class DataSource(Part):

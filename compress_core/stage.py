@@ -25,10 +25,10 @@ from compress_core.errors import CompressError, DataError, RecipeError
 from compress_core.factory import build_model
 from compress_core.files import MANIFEST, digest, replacing, to_json, write_manifest, write_text, writing
 from compress_core.measure import Metrics, counts, quality, shipped_bytes
+from compress_core.modes import torch_threads
 from compress_core.parts import Exporter
 from compress_core.recipe import Recipe, Step, read_recipe
 from compress_core.run import Run, as_teacher
-from compress_core.timing import torch_threads
 from compress_core.watching import Stage
 from compress_core.workspace import Workspace, ending_with_status
 

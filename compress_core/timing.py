@@ -221,16 +221,3 @@ def garbage_resting() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-@contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """Let torch compute on so many threads, and on as many as before at the end."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,13 +1,12 @@
 """The one training loop.
 
 Any number of training techniques share it: each may change the plan, the network, the loss, the gradients
-and the weights, in the order of `order.py`. accelerate places the work on the device and chooses the
-precision; the batches come straight from the split.
+and the weights, in the order of `order.py`. The batches come straight from the split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -15,7 +14,6 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -28,11 +26,10 @@ from compress_core.measure import Quality
 from compress_core.order import FINISHING, ordered
 from compress_core.parts import TrainingTechnique
 from compress_core.plan import TrainingPlan
+from compress_core.precision import Precision
 
 if TYPE_CHECKING:
     from compress_core.run import Run
-
-_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def train(model: nn.Module, techniques: Sequence[TrainingTechnique], run: Run) -> nn.Module:
@@ -51,21 +48,23 @@ def train(model: nn.Module, techniques: Sequence[TrainingTechnique], run: Run) -
     for technique in techniques:
         model = technique.prepare(model, run)
     model.to(run.device)
-    states = nn.ModuleList()
-    mine: dict[str, nn.Module | None] = {}
-    for technique in techniques:
-        state = technique.begin(model, run)
-        mine[technique.name] = state
-        if state is not None:
-            states.append(state.to(run.device))
-    _refuse_stolen_parameters(model, states)
-    loop = _Loop(model, techniques, mine, states, plan, run)
-    if plan.epochs:
-        loop.run_epochs()
-    else:
-        loop.after_step(1.0)
-    for technique in ordered_training(techniques, finishing=True):
-        model = technique.finish(model, mine[technique.name], run)
+    states: dict[str, nn.Module | None] = {}
+    try:
+        for technique in techniques:
+            state = technique.begin(model, run)
+            states[technique.name] = state if state is None else state.to(run.device)
+        loop = _Loop(model, techniques, states, plan, run)
+        if plan.epochs:
+            loop.run_epochs()
+        else:
+            loop.after_step(1.0)
+        for technique in ordered_training(techniques, finishing=True):
+            model = technique.finish(model, states[technique.name], run)
+    except BaseException:
+        for technique in techniques:
+            if technique.name in states:
+                technique.abandon(model, states[technique.name], run)
+        raise
     return model.eval()
 
 
@@ -95,11 +94,10 @@ class _Best:
 
 @dataclass(frozen=True)
 class _Engine:
-    """What moves the weights, as accelerate has placed it."""
+    """What moves the weights."""
 
-    network: Callable[..., Any]
-    accelerator: Accelerator
-    optimizer: Any
+    precision: Precision
+    optimizer: Optimizer
     scheduler: LambdaLR
 
 
@@ -111,13 +109,14 @@ class _Loop:
     techniques: list[TrainingTechnique]
     mine: dict[str, nn.Module | None]
     """The state of each technique, by its name."""
-    states: nn.ModuleList
     plan: TrainingPlan
     run: Run
     step: int = 0
     best: _Best = field(default_factory=_Best)
 
     def __post_init__(self) -> None:
+        self.states = nn.ModuleList(state for state in self.mine.values() if state is not None)
+        _refuse_stolen_parameters(self.model, self.states)
         self.held = HeldZeros(self.model, masked_tensors(self.model))
         self.steps_per_epoch = batch_count(len(self.run.splits.train), self.plan.batch_size, drop_last=True)
         if self.run.max_batches is not None:
@@ -130,16 +129,10 @@ class _Loop:
             raise TrainingError(
                 "no parameter of the network can be trained", mend="train before the step that freezes or quantizes it"
             )
-        accelerator = Accelerator(
-            cpu=self.run.device == "cpu",
-            mixed_precision=_PRECISION[self.run.precision],
-            step_scheduler_with_optimizer=False,
-        )
         optimizer = self._optimizer()
         schedule = self.plan.schedule or (lambda progress: 1.0)
         scheduler = LambdaLR(optimizer, lambda step: schedule(min(1.0, step / self.total)))
-        network, optimizer = accelerator.prepare(self.model, optimizer)
-        engine = _Engine(network, accelerator, optimizer, scheduler)
+        engine = _Engine(Precision(self.run.precision, self.run.device), optimizer, scheduler)
         parameters = {name: id(parameter) for name, parameter in self.model.named_parameters()}
         watched = next(iter(self.techniques)).name if self.techniques else "training"
         with tqdm(total=self.total, desc=watched, unit="step", leave=False, disable=None) as bar:
@@ -180,19 +173,19 @@ class _Loop:
     def _update(self, batch: Batch, engine: _Engine, epoch: int) -> Tensor:
         """One update of the weights; the loss before it."""
         arguments, keywords = self.run.task.inputs(batch)
-        with engine.accelerator.autocast():
-            output = engine.network(*arguments, **keywords)
+        with engine.precision.autocast():
+            output = self.model(*arguments, **keywords)
             loss = self._loss(batch, output)
         if self.run.device == "cpu" and not torch.isfinite(loss):
             raise self._diverged(epoch, float(loss.detach()))
-        engine.accelerator.backward(loss)
+        engine.precision.backward(loss, engine.optimizer)
         progress = (self.step + 1) / self.total
         for technique in self.techniques:
             technique.after_backward(self.model, self.mine[technique.name], progress, self.run)
         if self.plan.gradient_clip is not None:
-            engine.accelerator.clip_grad_norm_(self.model.parameters(), self.plan.gradient_clip)
-        engine.optimizer.step()
-        engine.optimizer.zero_grad()
+            everything = [*self.model.parameters(), *self.states.parameters()]
+            nn.utils.clip_grad_norm_(everything, self.plan.gradient_clip)
+        engine.precision.update(engine.optimizer)
         engine.scheduler.step()
         self.step += 1
         self.after_step(progress)

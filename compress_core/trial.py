@@ -20,11 +20,11 @@ from compress_core.applying import apply_techniques
 from compress_core.data import Splits, load_splits, make_splits
 from compress_core.errors import ArtifactError, CompressError
 from compress_core.measure import forward_with
+from compress_core.modes import torch_threads
 from compress_core.planning import data_are_current
 from compress_core.recipe import Recipe, Step
 from compress_core.run import Run, as_teacher
 from compress_core.stage import export_model, fresh_model, make_run, save_model
-from compress_core.timing import torch_threads
 from compress_core.workspace import Workspace
 
 

@@ -27,10 +27,10 @@ from compress_core.data import batches
 from compress_core.errors import RecipeError
 from compress_core.factory import build_model
 from compress_core.measure import counts, quality
+from compress_core.modes import torch_threads
 from compress_core.order import check_together
 from compress_core.parts import TrainingTechnique
 from compress_core.stage import export_model
-from compress_core.timing import torch_threads
 from tests.support import digits, make_run
 
 FACTORY = "tests.support:DictNet"

@@ -18,12 +18,13 @@ import torch
 
 from compress_core import lock
 from compress_core.data import Batch, load_splits
+from compress_core.modes import torch_threads
 from compress_core.parts import Task
 from compress_core.recipe import Recipe
 from compress_core.report import MEASURED, Machine, Report, Row, Times, read_metrics
 from compress_core.report.candidates import Candidate, candidates, dense_step, is_idle
 from compress_core.report.remarks import remarks
-from compress_core.timing import Timing, measure, torch_threads
+from compress_core.timing import Timing, measure
 from compress_core.workspace import Workspace
 
 BATCHES = (1, 64)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compress_core.modes import torch_threads
 from compress_core.timing import (
     FEWEST_ROUNDS,
     MOST_ROUNDS,
@@ -19,7 +20,6 @@ from compress_core.timing import (
     median_interval,
     ratios,
     rounds_within,
-    torch_threads,
 )
 
 
