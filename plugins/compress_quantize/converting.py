@@ -52,7 +52,7 @@ def make_quantizable(model: nn.Module, forward: Callable[[], Any], skipped: set[
     Raises:
         ModelError: a container needs more than its forward.
     """
-    calls, inputs, before = _watched(model, forward)
+    calls, ranks, inputs, before = _watched(model, forward)
     report = Report()
     layers: set[str] = set()
     for path, module in model.named_modules():
@@ -62,7 +62,7 @@ def make_quantizable(model: nn.Module, forward: Callable[[], Any], skipped: set[
             layers.add(path)
     traced, untraced = _traced(model, calls, inputs, skipped) if layers else ({}, {})
     report.untraced = {path: why for path, why in untraced.items() if any(_inside(layer, path) for layer in layers)}
-    edges = find_edges(model, traced, layers, calls)
+    edges = find_edges(model, traced, layers, calls, ranks)
     for path, nodes in edges.quantizers.items():
         become_graph(container := model.get_submodule(path), with_quantizers(traced[path], nodes, SUFFIX))
         for node in nodes:
@@ -97,15 +97,18 @@ def _inside(path: str, container: str) -> bool:
 @torch.no_grad()
 def _watched(
     model: nn.Module, forward: Callable[[], Any]
-) -> tuple[Counter[str], dict[str, tuple[tuple[Any, ...], dict[str, Any], Any]], Any]:
-    """How often each module is called, what went into and came out of each container, and the whole output."""
+) -> tuple[Counter[str], dict[str, int], dict[str, tuple[tuple[Any, ...], dict[str, Any], Any]], Any]:
+    """How often each module is called, its output's rank, what went in and out of containers, and the whole output."""
     calls: Counter[str] = Counter()
+    ranks: dict[str, int] = {}
     seen: dict[str, tuple[tuple[Any, ...], dict[str, Any], Any]] = {}
     handles = []
     for path, module in model.named_modules():
 
         def watch(module: nn.Module, inputs: Any, named: Any, output: Any, path: str = path) -> None:
             calls[path] += 1
+            if isinstance(output, Tensor):
+                ranks[path] = output.ndim
             if _is_container(module):
                 seen[path] = (inputs, named, output)
 
@@ -116,7 +119,7 @@ def _watched(
     finally:
         for handle in handles:
             handle.remove()
-    return calls, seen, output
+    return calls, ranks, seen, output
 
 
 def _is_container(module: nn.Module) -> bool:

@@ -2,7 +2,8 @@
 
 The network is walked container by container without running it. Each value knows what made it and who uses it:
 
-    layer -> [BatchNorm] -> [ReLU]      one kernel: only its end is quantized
+    layer -> [BatchNorm] -> [ReLU]      one kernel: only its end is quantized; the BatchNorm has to be over the
+                                        layer's outputs, which behind a linear layer only (N, out) has on axis 1
     add, cat                            quantized at every input and at the output (behind its ReLU)
     max-pool, reshape, flatten, ...     stay on the grid of what they read
     mean pool, pad, slice               take integers to integers, on a grid of their own
@@ -33,6 +34,8 @@ _POOLS = {"avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2
 _POOL_TYPES = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 _SUMS = {"add", "iadd", "add_", "torch.add"}
 _JOINTS = {"torch.cat", "torch.concat"}
+_FOLDABLE = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4}
+"""The rank of a layer's output (N, out, ...), whose axis 1, over which a BatchNorm works, is the layer's outputs."""
 
 
 @dataclass(eq=False)
@@ -64,7 +67,13 @@ class Edges:
     """For the path of a layer, the path of the BatchNorm behind it."""
 
 
-def find_edges(model: nn.Module, traced: Mapping[str, list[Node]], layers: set[str], calls: Mapping[str, int]) -> Edges:
+def find_edges(
+    model: nn.Module,
+    traced: Mapping[str, list[Node]],
+    layers: set[str],
+    calls: Mapping[str, int],
+    ranks: Mapping[str, int],
+) -> Edges:
     """Decide where the quantizers go.
 
     Args:
@@ -72,12 +81,13 @@ def find_edges(model: nn.Module, traced: Mapping[str, list[Node]], layers: set[s
         traced: the nodes of each container that could be traced, by path.
         layers: paths of the layers that are quantized.
         calls: how often each module is called in one forward.
+        ranks: how many axes the output of each layer has.
     """
     walk = _Walk(model, traced, layers, calls)
     for path in traced:
         if path not in walk.entered and (calls.get(path, 0) > 1 or not walk.inside_traced(path)):
             walk.enter(path, None)
-    return _decide(walk)
+    return _decide(walk, ranks)
 
 
 class _Walk:
@@ -206,13 +216,14 @@ def _mark_leaving(found: Any) -> None:
         value.leaves = True
 
 
-def _decide(walk: _Walk) -> Edges:
+def _decide(walk: _Walk, ranks: Mapping[str, int]) -> Edges:
     edges = Edges()
     once = {path for path in walk.layers if walk.calls.get(path, 0) == 1}
     layers = [value for value in walk.values if value.module in once and value.sources]
     ends: dict[Value, Value] = {}
     for layer in layers:
-        norm = _only_user(layer, "norm")
+        over_outputs = ranks[layer.module] == _FOLDABLE[type(walk.modules[layer.module])]
+        norm = _only_user(layer, "norm") if over_outputs else None
         if norm is not None:
             edges.norms[layer.module] = norm.module
         ends[layer] = _end_of(norm or layer)

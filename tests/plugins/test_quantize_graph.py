@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from compress_core.applying import apply_techniques
 from compress_core.artifact import load, save
 from compress_core.errors import ArtifactError
-from tests.support import ConvNet, DictNet, make, make_run
+from tests.support import ConvNet, DictNet, digits, make, make_run
 
 
 def graphs(model):
@@ -238,6 +238,35 @@ def test_a_shortcut_of_slices_and_zeros_is_rounded_and_survives(tmp_path):
     }
     save(small, tmp_path / "model", factory=f"{__name__}:Padded")
     assert torch.equal(load(tmp_path / "model", factory=f"{__name__}:Padded")(IMAGE), small(IMAGE))
+
+
+class Rows(nn.Module):
+    """Normalizes the rows of an image, which are axis 1 of what its linear layer gives, or the layer's outputs."""
+
+    def __init__(self, width, over_rows=True):
+        super().__init__()
+        self.over_rows = over_rows
+        self.linear, self.norm = nn.Linear(8 if over_rows else 64, width), nn.BatchNorm1d(8 if over_rows else width)
+        self.relu, self.head = nn.ReLU(), nn.Linear(8 * width if over_rows else width, 10)
+        for tensor in (self.norm.running_mean, self.norm.weight, self.norm.bias):
+            nn.init.normal_(tensor, generator=torch.Generator().manual_seed(1))
+        nn.init.uniform_(self.norm.running_var, 0.1, 5.0, generator=torch.Generator().manual_seed(1))
+
+    def forward(self, image):
+        x = image.squeeze(1) if self.over_rows else image.flatten(1)
+        return self.head(self.relu(self.norm(self.linear(x))).flatten(1))
+
+
+@pytest.mark.parametrize(("width", "over_rows", "folds"), [(8, True, 0), (16, True, 0), (16, False, 1)])
+def test_a_norm_over_another_axis_than_the_outputs_of_its_layer_is_not_folded(width, over_rows, folds):
+    said: list[str] = []
+    model = Rows(width, over_rows).eval()
+    small = apply_techniques(model, [Quantize()], make_run(teller=said.append))
+    image = digits().validation.column("image")
+    expected = model(image)
+    assert torch.dist(small(image), expected) < 0.03 * expected.norm()
+    assert isinstance(small.norm, nn.Identity) == bool(folds)
+    assert f"{folds} BatchNorms are folded" in said[-1]
 
 
 class Private(nn.Linear):
