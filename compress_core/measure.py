@@ -5,8 +5,9 @@ Timing is in `timing.py`: it needs several networks in one process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from math import isfinite, nan
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -17,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress_core.data import Batch
+from compress_core.errors import ModelError
 from compress_core.files import MANIFEST, read_manifest
 from compress_core.modes import evaluating, unfused
 from compress_core.parts import Task
@@ -27,7 +29,7 @@ RESAMPLES = 200
 
 @dataclass(frozen=True)
 class Quality:
-    """A task's metric with its 95 % interval."""
+    """A task's metric with its 95 % interval, and what else the task measures."""
 
     name: str
     value: float
@@ -35,6 +37,8 @@ class Quality:
     high: float
     examples: int
     higher_is_better: bool = True
+    also: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """The task's further metrics by name; one that is undefined for these examples is not there."""
 
     def better_than(self, other: Quality | None) -> bool:
         """Whether this value is strictly better."""
@@ -84,7 +88,11 @@ def forward_with(model: Callable[..., Any], task: Task, batch: Batch) -> Any:
 
 @torch.no_grad()
 def quality(model: Callable[..., Any], data: Iterable[Batch], task: Task) -> Quality:
-    """The task's quality over batches, in eval mode; each module's own mode is restored."""
+    """The task's quality over batches, in eval mode; each module's own mode is restored.
+
+    Raises:
+        ModelError: the task's first metric, or an end of its interval, is not finite.
+    """
     if isinstance(model, nn.Module):
         with evaluating(model):
             pairs = [
@@ -94,10 +102,33 @@ def quality(model: Callable[..., Any], data: Iterable[Batch], task: Task) -> Qua
     else:
         pairs = [(task.logits(forward_with(model, task, batch)), task.target(batch)) for batch in data]
     logits, target = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))
-    name, metric = next(iter(task.metrics(logits).items()))
-    value = float(metric(logits, target))
+    (name, metric), *others = task.metrics(logits).items()
+    value = _value(metric, logits, target)
+    if not isfinite(value):
+        raise _undefined(name, value)
     low, high = wilson(value, len(target)) if task.proportion else bootstrap(metric, logits, target)
-    return Quality(name, value, low, high, len(target), bool(metric.higher_is_better))
+    if not isfinite(low) or not isfinite(high):
+        raise _undefined(f"the interval of {name}", low if isfinite(high) else high)
+    further = {other: _value(measure, logits, target) for other, measure in others}
+    also = {other: number for other, number in further.items() if isfinite(number)}
+    return Quality(name, value, low, high, len(target), bool(metric.higher_is_better), also)
+
+
+def _value(metric: Any, logits: Tensor, target: Tensor) -> float:
+    """A metric's value; NaN where it refuses the examples, as r2 does with a single one."""
+    try:
+        return float(metric(logits, target))
+    except ValueError:
+        return nan
+
+
+def _undefined(what: str, value: float) -> ModelError:
+    return ModelError(
+        f"{what} is {value}",
+        where="quality",
+        mend="look for outputs that are not finite, or for examples that this metric is not defined for: "
+        "too few, or all with one label",
+    )
 
 
 def wilson(share: float, examples: int) -> tuple[float, float]:

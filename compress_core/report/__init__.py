@@ -47,6 +47,8 @@ class QualityFigures(_Figures):
     """How many examples it rests on."""
     higher_is_better: bool = True
     """Whether a greater value is the better one."""
+    also: dict[str, float] = Field(default_factory=dict)
+    """The task's further metrics, by name."""
 
     def gain_over(self, other: QualityFigures) -> float:
         """How much better than another one: above 0 is better, whichever way the metric counts."""

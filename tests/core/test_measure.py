@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compress_core.artifact import save
-from compress_core.measure import Quality, bootstrap, counts, quality, shipped_bytes, wilson
+from compress_core.errors import ModelError
+from compress_core.files import to_json
+from compress_core.measure import Counts, Metrics, Quality, bootstrap, counts, quality, shipped_bytes, wilson
 from tests.support import Classification, digits, make, make_run
 
 
@@ -156,6 +160,49 @@ def test_the_selection_sees_the_validation_split_and_not_the_test():
         right = (model(split.columns["image"]).argmax(1) == split.columns["label"]).float().mean()
     assert found.examples == len(split)
     assert found.value == pytest.approx(float(right))
+
+
+class Peak:
+    """The largest logit, as a metric."""
+
+    higher_is_better = True
+
+    def reset(self) -> None: ...
+
+    def __call__(self, logits, target):
+        return logits.max()
+
+
+class Peaks(Classification):
+    """A quality without a bound."""
+
+    name = "peaks"
+    proportion = False
+
+    def metrics(self, logits):
+        return {"peak": Peak()}
+
+
+class More(Classification):
+    """The accuracy, and a metric that is defined and one that is not."""
+
+    name = "more"
+
+    def metrics(self, logits):
+        return {**super().metrics(logits), "peak": Peak(), "nothing": lambda logits, target: float("nan")}
+
+
+@pytest.mark.parametrize("entry", [float("nan"), float("inf")])
+def test_a_quality_that_is_not_finite_is_refused_with_the_metrics_name(entry):
+    with pytest.raises(ModelError, match=f"^quality: peak is {entry}"):
+        quality(lambda image: torch.full((len(image), 10), entry), labelled(10, 5), Peaks())
+
+
+def test_further_metrics_stand_beside_the_quality_in_the_metrics_of_a_step():
+    found = quality(Always(wrong=19), labelled(100, 7), More())
+    saved = json.loads(to_json(Metrics(found, 1, Counts(1, 1, 1)).to_dict()))
+    assert saved["quality"]["name"] == "accuracy"
+    assert saved["quality"]["also"] == {"peak": 1.0}
 
 
 class Squares:

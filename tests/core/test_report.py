@@ -357,6 +357,9 @@ def test_metrics_may_hold_more_than_the_report_reads(tmp_path):
     figures = row().metrics.model_dump(mode="json")
     path.write_text(json.dumps({**figures, "energy": 3}))
     assert read_metrics(path) == row().metrics
+    figures["quality"]["also"] = {"top_3": 0.99}
+    path.write_text(json.dumps(figures))
+    assert read_metrics(path).quality.also == {"top_3": 0.99}
 
 
 def test_the_stage_ends_with_status_2_and_no_traceback_where_there_is_no_recipe(tmp_path):

@@ -159,6 +159,19 @@ def test_the_quality_of_a_network_is_its_share_of_right_answers(model, fields):
     assert quality.low < quality.value < quality.high
 
 
+def test_the_top_k_accuracy_is_measured_beside_the_quality():
+    torch.manual_seed(0)
+    net = ConvNet().eval()
+    validation = digits().validation
+    with torch.no_grad():
+        logits = net(validation.column("image"))
+    found = make_run(task=Classification(top_k=3)).evaluate(net)
+    expected = top_k_accuracy_score(validation.column("label").numpy(), logits.numpy(), k=3, labels=range(10))
+    assert found.name == "accuracy"
+    assert found.also == {"top_3": pytest.approx(expected)}
+    assert make_run(task=Classification()).evaluate(net).also == {}
+
+
 @pytest.mark.parametrize("shape", [(40,), (40, 1), (40, 3)])
 def test_the_qualities_of_a_regression_agree_with_scikit_learn(shape):
     generator = torch.Generator().manual_seed(0)
@@ -195,6 +208,18 @@ def test_a_regression_is_compared_by_the_quality_asked_for_in_its_direction(qual
     assert better.name == quality and better.higher_is_better is higher
     assert better.better_than(worse) and not worse.better_than(better)
     assert better.low <= better.value <= better.high
+    with torch.no_grad():
+        pair = split.column("label").numpy(), good(x).squeeze(1).numpy()
+    known = {"mse": mean_squared_error(*pair), "mae": mean_absolute_error(*pair), "r2": r2_score(*pair)}
+    assert {better.name: better.value, **better.also} == pytest.approx(known, rel=1e-4)
+
+
+def test_a_metric_that_is_not_defined_for_the_examples_is_left_out_beside_the_quality_and_refused_as_the_quality():
+    split = Columns({"x": torch.ones(1, 4), "label": torch.ones(1)})
+    splits, net = Splits(split, split, split), nn.Linear(4, 1)
+    assert set(make_run(splits, task=Regression()).evaluate(net).also) == {"mae"}
+    with pytest.raises(ModelError, match="r2 is nan"):
+        make_run(splits, task=Regression(quality="r2")).evaluate(net)
 
 
 def test_a_regression_refuses_labels_that_are_no_numbers_and_outputs_of_another_shape():

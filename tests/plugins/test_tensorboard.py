@@ -57,8 +57,10 @@ def test_the_weights_of_the_finished_network_are_there_as_histograms(stage):
 
 def test_parameters_and_final_metrics_stand_in_the_table_of_parameters(stage):
     stage_started(stage)
-    stage_finished(stage, None, {"quality": {"value": 0.9, "name": "accuracy", "ok": True}, "bytes": 1000})
+    quality = {"value": 0.9, "name": "accuracy", "ok": True, "also": {"top_3": 0.99}}
+    stage_finished(stage, None, {"quality": quality, "bytes": 1000})
     found = read(stage)
+    assert found.Scalars("final/quality/also/top_3")[0].value == pytest.approx(0.99)
     assert found.Scalars("final/quality/value")[0].value == pytest.approx(0.9)
     assert found.Scalars("final/bytes")[0].value == 1000
     start = found.summary_metadata["_hparams_/session_start_info"].plugin_data.content
@@ -66,7 +68,11 @@ def test_parameters_and_final_metrics_stand_in_the_table_of_parameters(stage):
     assert {name: value.number_value for name, value in values.items()} == {"prune.amount": 0.5, "tune.epochs": 20}
     experiment = found.summary_metadata["_hparams_/experiment"].plugin_data.content
     metrics = plugin_data_pb2.HParamsPluginData.FromString(experiment).experiment.metric_infos
-    assert sorted(metric.name.tag for metric in metrics) == ["final/bytes", "final/quality/value"]
+    assert sorted(metric.name.tag for metric in metrics) == [
+        "final/bytes",
+        "final/quality/also/top_3",
+        "final/quality/value",
+    ]
 
 
 def test_lists_and_truth_values_among_the_parameters_are_written_as_text(tmp_path):
