@@ -65,7 +65,8 @@ class Distill(TrainingTechnique):
         """Compare student and teacher on two examples, and make what the hints need.
 
         Raises:
-            ModelError: there is no teacher, their logits differ in shape, or a pair of hints does not fit.
+            ModelError: there is no teacher, their logits differ in shape or are no classes', or a pair of hints does
+                not fit.
         """
         teacher = _teacher_of(run, self.name)
         batch = next(iter(run.calibration(size=2, limit=1)))
@@ -76,6 +77,7 @@ class Distill(TrainingTechnique):
             raise error.inside("hints") from None
         if self.weight:
             _check_logits(*(run.task.logits(seen[""].outputs[0]) for seen in (student_features, teacher_features)))
+            _check_classes(run, batch, "distill by `hints` with `weight: 0`")
         also = f", {len(self.hints)} hints" if self.hints else ""
         run.say(
             f"distill: {self.weight:g} of the loss is the teacher's, at a temperature of {self.temperature:g}{also}"
@@ -146,7 +148,7 @@ class Ensemble(Technique):
         """Return the committee.
 
         Raises:
-            ModelError: there is no teacher, or the two networks' outputs cannot be averaged.
+            ModelError: there is no teacher, or the two networks' outputs cannot be averaged like this.
         """
         from copy import deepcopy
 
@@ -159,6 +161,8 @@ class Ensemble(Technique):
         outputs = [run.features(network, [""], [batch])[""].outputs[0] for network in (model, teacher)]
         logits = [run.task.logits(output) for output in outputs]
         _check_logits(*logits, several=self.average == "probabilities")
+        if self.average == "probabilities":
+            _check_classes(run, batch, "write `average: outputs`")
         parts = [part_of(output, found) for output, found in zip(outputs, logits, strict=True)]
         if parts[0] != parts[1]:
             raise ModelError(f"the logits lie in different parts of the outputs: {parts[0]!r} and {parts[1]!r}")
@@ -184,6 +188,16 @@ def _check_logits(student: Tensor, teacher: Tensor, *, several: bool = True) -> 
         raise ModelError(
             f"the network gives {tuple(student.shape)}: with less than two classes there are no probabilities",
             mend="distill by `hints` with `weight: 0`, or average the outputs themselves",
+        )
+
+
+def _check_classes(run: Run, batch: Batch, mend: str) -> None:
+    """Refuse a task that learns real numbers, whose outputs would lose their size as probabilities."""
+    target = run.task.target(batch)
+    if target.is_floating_point():
+        raise ModelError(
+            f"the targets of {run.task.name!r} are real numbers, not classes: its outputs are no probabilities",
+            mend=mend,
         )
 
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
+from torchmetrics.regression import MeanSquaredError
 
 from compress_core.applying import apply_techniques
 from compress_core.artifact import load, save
@@ -160,6 +161,29 @@ def test_without_classes_there_are_no_soft_targets():
     one = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
     with pytest.raises(ModelError, match="less than two classes"):
         Distill().begin(one, make_run(teacher=one))
+
+
+class Brightness(Classification):
+    """The mean brightness of ten stripes of an image, as real numbers."""
+
+    def loss(self, output, batch):
+        return (output - self.target(batch)).square().mean()
+
+    def target(self, batch):
+        return batch["image"].flatten(1)[:, :60].unflatten(1, (10, 6)).mean(2)
+
+    def metrics(self, logits):
+        return {"mse": MeanSquaredError()}
+
+
+def test_real_numbers_are_no_classes_and_are_taught_by_hints(teacher):
+    run = make_run(teacher=teacher, task=Brightness())
+    with pytest.raises(ModelError, match="real numbers, not classes") as refused:
+        Distill().begin(ConvNet((8, 16)), run)
+    assert "`weight: 0`" in refused.value.mend
+    hints = Distill(weight=0.0, hints={"blocks.0": "blocks.0"})
+    trained = apply_techniques(ConvNet((8, 16)), [hints, Epochs()], run)
+    assert run.evaluate(trained).value < run.evaluate(ConvNet((8, 16))).value
 
 
 def test_no_teacher_and_no_training_are_refused():

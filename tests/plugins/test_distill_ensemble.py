@@ -16,7 +16,7 @@ from compress_core.errors import ArtifactError, ModelError
 from compress_core.factory import build_model
 from compress_core.masks import hold_zeros, masked_tensors
 from compress_core.run import as_teacher
-from tests.plugins.test_distill import DictNetAround, Epochs
+from tests.plugins.test_distill import Brightness, DictNetAround, Epochs
 from tests.support import Classification, ConvNet, digits, make_run
 
 FACTORIES = ("tests.support:MLP", "tests.support:ConvNet")
@@ -182,6 +182,16 @@ def test_outputs_are_averaged_where_there_are_no_classes():
     committee = Ensemble(average="outputs").apply(one, make_run(teacher=other))
     image = digits().test.column("image")[:4]
     assert torch.allclose(committee(image), (one(image) + other(image)) / 2)
+
+
+def test_the_mean_of_real_numbers_is_that_of_the_outputs_not_of_probabilities(pair):
+    run = make_run(teacher=pair[1], task=Brightness())
+    with pytest.raises(ModelError, match="real numbers, not classes") as refused:
+        Ensemble().apply(pair[0], run)
+    assert refused.value.mend == "write `average: outputs`"
+    image = digits().test.column("image")[:4]
+    committee = Ensemble(average="outputs").apply(pair[0], run)
+    assert torch.allclose(committee(image), (pair[0](image) + pair[1](image)) / 2)
 
 
 def test_networks_for_other_classes_or_with_other_outputs_are_refused(pair):
