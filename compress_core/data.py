@@ -1,7 +1,7 @@
 """Batches from a data source, and the data stage: `python -m compress_core.data`.
 
 A batch is a dictionary of tensors whose first axis counts the examples. A split answers `len()` and
-`take(indices) -> batch`; `Columns` does so for tensors in memory or mapped from a file.
+`take(indices) -> batch` and `column(name) -> tensor`; `Columns` does so for tensors in memory or mapped from a file.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ class Split(Protocol):
 
     def take(self, indices: Tensor) -> Batch:
         """The examples at `indices` (int64, one axis)."""
+
+    def column(self, name: str) -> Tensor:
+        """One whole column; a `DataError` if there is none."""
 
 
 class Columns:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from compress_core.errors import DataError, ModelError
-from compress_tasks.supervised import Supervised, column_of
+from compress_tasks.supervised import Supervised
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,7 +69,7 @@ class Classification(Supervised):
                 mend="name the part of its output that holds the logits, or change its last layer",
             )
         classes = logits.shape[1]
-        label = column_of(split.take(torch.arange(len(split))), self.label)
+        label = split.column(self.label)
         where = f"column {self.label!r}"
         if label.is_floating_point() or label.dtype == torch.bool or label.ndim != 1:
             raise DataError(

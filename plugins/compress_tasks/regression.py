@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from compress_core.errors import DataError, ModelError
-from compress_tasks.supervised import Supervised, column_of
+from compress_tasks.supervised import Supervised
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,9 +63,8 @@ class Regression(Supervised):
         """
         import torch
 
-        whole = split.take(torch.arange(len(split)))
-        label = column_of(whole, self.label)
-        numbers, wanted = self.logits(output).shape[1:], self.target(whole).shape[1:]
+        label = split.column(self.label)
+        numbers, wanted = self.logits(output).shape[1:], self.target({self.label: label}).shape[1:]
         if numbers != wanted:
             raise ModelError(
                 f"the network gives {_shape(numbers)} for each example, column {self.label!r} holds {_shape(wanted)}",

@@ -144,6 +144,14 @@ def test_labels_that_are_classes_pass_the_check_and_other_outputs_do_not():
             Classification().check(torch.zeros(shape), columns_of(torch.tensor([0, 1])))
 
 
+@pytest.mark.parametrize(("task", "width"), [(Classification(), 3), (Regression(), 1)])
+def test_labels_are_checked_without_copying_the_other_columns(task, width, monkeypatch):
+    monkeypatch.setattr(Columns, "take", lambda split, indices: pytest.fail("every column is copied"))
+    task.check(torch.zeros(2, width), columns_of(torch.tensor([0, 1, 2])))
+    with pytest.raises(DataError, match="the data have no column 'lable'"):
+        type(task)(label="lable").check(torch.zeros(2, width), columns_of(torch.tensor([0, 1, 2])))
+
+
 @pytest.mark.parametrize(("model", "fields"), [(ConvNet, {}), (DictNet, {"passing": "dictionary"})])
 def test_the_quality_of_a_network_is_its_share_of_right_answers(model, fields):
     torch.manual_seed(0)
