@@ -3,13 +3,15 @@
 The manifest names the factory and its arguments, the edits that lead from what the factory builds to this
 network, the tensors that share memory, the masked and the frozen tensors, and where the model came from.
 Loading runs no code but the factory, and those of the networks within it that have their own (the members of a
-committee); each must be the caller's, the recipe's or an installed plugin's.
+committee); each must be trusted by the caller or the recipe, or be a class or function that an installed plugin
+defines itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from compress_core.catalog import catalog
 from compress_core.errors import ArtifactError, CompressError
 from compress_core.factory import build_model
 from compress_core.files import MANIFEST, read_manifest, replacing, write_manifest, write_tensors
+from compress_core.imports import resolve
 from compress_core.masks import hold_zeros, masked_tensors
 from compress_core.rebuilding import Types, apply_edits, factories_in
 from compress_core.structure import differences, torch_types
@@ -101,11 +104,22 @@ def _refuse_strangers(factories: Iterable[str], trusted: Collection[str | None])
     """Refuse factories that are neither trusted by name nor an installed plugin's."""
     packages = {plugin.package for plugin in catalog().plugins if not plugin.error}
     for factory in factories:
-        if factory not in trusted and factory.partition(":")[0].partition(".")[0] not in packages:
+        if factory not in trusted and not _is_of(factory, packages):
             raise ArtifactError(
                 f"its factory {factory!r} is not trusted: loading would run it",
                 mend=f"if you trust it, pass trust=[{factory!r}]",
             )
+
+
+def _is_of(factory: str, packages: Collection[str]) -> bool:
+    """Whether a factory is a network or a function that one of the packages defines, not one that it only imports."""
+    module, _, attribute = factory.partition(":")
+    package, *within = module.split(".")
+    if package not in packages or "__main__" in within or not attribute.isidentifier() or attribute.startswith("_"):
+        return False
+    found = resolve(factory, ArtifactError, "factory")
+    makes = issubclass(found, nn.Module) if isinstance(found, type) else isinstance(found, FunctionType)
+    return makes and str(found.__module__).partition(".")[0] == package
 
 
 def same_network(one: Path, other: Path) -> bool:

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations, prune
 from compress_core.applying import apply_techniques
 from compress_core.artifact import TENSORS, load, save
 from compress_core.errors import ArtifactError
+from compress_core.factory import build_model
 from compress_core.files import MANIFEST, replacing, write_manifest, write_tensors
 from compress_core.masks import hold_zeros, masked_tensors
 from tests.core import nets
@@ -345,6 +346,41 @@ def test_a_factory_that_nobody_trusts_is_not_run(tmp_path):
     assert "tests.core.nets:fails" in caught.value.mend
     with pytest.raises(ArtifactError, match="fails with ValueError: no such file"):
         load(tmp_path / "a", trust=["tests.core.nets:fails"])
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        "compress_data.parquet:os.system",  # by way of an attribute
+        "compress_prune.proof:deepcopy",  # a function that the plugin imports
+        "compress_data.parquet:Path",  # a class that it imports
+        "compress_data.function:resolve",  # the core's own
+        "compress_data.function:Import",  # the plugin's, and no network
+        "compress_zoo:__getattr__",
+        "compress_zoo.__main__:MLP",
+        "compress_zoo",
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_a_plugin_only_imports_is_not_run(tmp_path, factory, nested):
+    save(make("mlp"), tmp_path / "a", factory=FACTORIES["mlp"])
+    params = {"command": f"touch {tmp_path / 'run'}"}
+    if nested:
+        module = {"factory": factory, "params": params, "edits": []}
+        rewrite(tmp_path / "a", edits=[{"op": "replace", "path": "layers.1", "module": module}])
+    else:
+        rewrite(tmp_path / "a", factory=factory, params=params)
+    with pytest.raises(ArtifactError, match=f"{factory!r} is not trusted"):
+        load(tmp_path / "a", factory=FACTORIES["mlp"])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("factory", ["compress_zoo:ResNet20", "compress_zoo.resnet:ResNet20", "compress_zoo:MLP"])
+def test_what_a_plugin_defines_is_trusted(tmp_path, factory):
+    model = build_model(factory, {}, seed=3).eval()
+    save(model, tmp_path / "a", factory=factory)
+    found = load(tmp_path / "a").state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in model.state_dict().items())
 
 
 def test_an_artifact_loads_without_naming_a_factory_only_if_a_plugin_has_it(tmp_path):
