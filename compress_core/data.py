@@ -1,6 +1,6 @@
 """Batches from a data source, and the data stage: `python -m compress_core.data`.
 
-A batch is a dictionary of tensors whose first axis counts the examples. A split answers `len()` and
+A batch is a dictionary of tensors whose first axis counts the examples. A split answers `len()`,
 `take(indices) -> batch` and `column(name) -> tensor`; `Columns` does so for tensors in memory or mapped from a file.
 """
 
