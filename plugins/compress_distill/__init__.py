@@ -116,11 +116,15 @@ class Distill(TrainingTechnique):
 
     def finish(self, model: nn.Module, state: nn.Module | None, run: Run) -> nn.Module:
         """Take the hooks of the hints away."""
+        self.abandon(model, state, run)
+        return model
+
+    def abandon(self, model: nn.Module, state: nn.Module | None, run: Run) -> None:
+        """Take the hooks of the hints away."""
         from compress_distill.hints import Hints
 
         if isinstance(state, Hints):
             state.remove()
-        return model
 
 
 class Ensemble(Technique):

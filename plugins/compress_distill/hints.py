@@ -51,8 +51,8 @@ class Hints(nn.Module):
         self.handles: list[RemovableHandle] = []
         for guided, hint in self.pairs.items():
             self.handles += [
-                named_module(student, guided).register_forward_hook(_catcher(self.guided, guided)),
-                named_module(teacher, hint).register_forward_hook(_catcher(self.hinted, hint)),
+                named_module(student, guided).register_forward_hook(_catcher(self.guided, guided, learning=True)),
+                named_module(teacher, hint).register_forward_hook(_catcher(self.hinted, hint, learning=False)),
             ]
 
     def add_regressors(self, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> None:
@@ -116,10 +116,11 @@ def channel_axis(student: Tensor, teacher: Tensor, guided: str, hint: str) -> in
     )
 
 
-def _catcher(store: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Any], None]:
-    """A hook that keeps the feature; a student's only while gradients are recorded, so not in an evaluation."""
+def _catcher(store: dict[str, Tensor], name: str, *, learning: bool) -> Callable[[nn.Module, Any, Any], None]:
+    """A hook that keeps the feature; with `learning` only while gradients are recorded, so not in an evaluation."""
 
     def catch(module: nn.Module, inputs: Any, output: Any) -> None:
-        store[name] = tensor_of(output, name)
+        if torch.is_grad_enabled() or not learning:
+            store[name] = tensor_of(output, name)
 
     return catch

@@ -19,7 +19,7 @@ from torchmetrics.regression import MeanSquaredError
 from compress_core.applying import apply_techniques
 from compress_core.artifact import load, save
 from compress_core.data import Columns
-from compress_core.errors import ModelError, RecipeError
+from compress_core.errors import ModelError, RecipeError, TrainingError
 from compress_core.order import check_together
 from compress_core.parts import Change, TrainingPlan, TrainingTechnique
 from tests.support import MLP, Block, Classification, ConvNet, DictNet, digits, make, make_run
@@ -297,6 +297,36 @@ def test_hints_bring_the_features_nearer_and_leave_no_hook(teacher, tmp_path):
     assert set(loaded.state_dict()) == set(student.state_dict())
     image = run.splits.test.columns["image"][:8]
     assert torch.equal(loaded(image), trained(image))
+
+
+def test_a_training_that_fails_leaves_no_hook(teacher):
+    run = make_run(teacher=teacher)
+    student = ConvNet((8, 16))
+    seen: list[int] = []
+
+    class Watched(Distill):
+        def after_step(self, model, state, progress, run):
+            seen.append(sum(len(module._forward_hooks) for module in (*model.modules(), *run.teacher.modules())))
+
+    with pytest.raises(TrainingError, match="the loss is"):
+        run.train(student, [Watched(hints={"blocks.0": "blocks.0"}), Epochs(rate=1e30)])
+    assert seen[0] == 2
+    for network in (student, run.teacher):
+        assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_an_evaluation_keeps_no_features_of_the_student(teacher):
+    run = make_run(teacher=teacher)
+    student = make("conv")
+    distill = Distill(hints={"blocks.0": "blocks.0"})
+    state = distill.begin(student, run)
+    image = run.example[0][0]
+    student(image)
+    learned = state.guided["blocks.0"]
+    assert learned.requires_grad
+    run.evaluate(student)
+    assert state.guided["blocks.0"] is learned
+    distill.finish(student, state, run)
 
 
 def test_a_network_that_takes_and_gives_a_dictionary_is_taught(teacher):
