@@ -24,6 +24,7 @@ from compress_core.factory import build_model
 from compress_core.files import MANIFEST, read_manifest, replacing, write_manifest, write_tensors
 from compress_core.imports import resolve
 from compress_core.masks import hold_zeros, masked_tensors
+from compress_core.plain_values import decode, encode, is_plain
 from compress_core.rebuilding import Types, apply_edits, factories_in
 from compress_core.structure import differences, torch_types
 
@@ -52,7 +53,7 @@ def save(
         content = {
             "kind": "model",
             "factory": factory,
-            "params": dict(params or {}),
+            "params": _encoded(params or {}),
             "edits": edits,
             "ties": ties,
             "masked": masked_tensors(model),
@@ -83,7 +84,8 @@ def load(folder: Path | str, *, factory: str | None = None, trust: Collection[st
     try:
         named = str(manifest["factory"])
         _refuse_strangers([named, *factories_in(manifest["edits"])], {factory, *trust})
-        model = build_model(named, manifest["params"], error=ArtifactError)
+        params = {str(name): decode(value) for name, value in manifest["params"].items()}
+        model = build_model(named, params, error=ArtifactError)
         model = apply_edits(model, manifest["edits"], module_types())
         _fill(model, folder / TENSORS, manifest["ties"])
         for name in manifest["masked"]:
@@ -131,6 +133,16 @@ def same_network(one: Path, other: Path) -> bool:
 def module_types() -> Types:
     """The module types that a saved model may contain."""
     return {**torch_types(), **catalog().modules}
+
+
+def _encoded(params: Mapping[str, Any]) -> dict[str, Any]:
+    for name, value in params.items():
+        if not is_plain(value):
+            raise ArtifactError(
+                f"the factory's argument {name!r} is or holds a {type(value).__name__}, which cannot be written",
+                mend="give it numbers, strings, number formats, and lists, tuples and mappings of them",
+            )
+    return {name: encode(value) for name, value in params.items()}
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

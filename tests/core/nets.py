@@ -36,6 +36,18 @@ class Attribute(nn.Module):
         return self.inner(x) * self.factor + self.passing
 
 
+class Keeper(nn.Module):
+    """Keeps what its factory was given."""
+
+    def __init__(self, value: object = None) -> None:
+        super().__init__()
+        self.value = value
+        self.inner = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
 class Nested(nn.Module):
     """Children within children, by name and in lists."""
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from copy import deepcopy
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ FACTORIES = {
     "transformer": "tests.support:Transformer",
     "lstm": "tests.support:Recurrent",
 }
+KEEPER = "tests.core.nets:Keeper"
 NESTED, TIED, ATTRIBUTE = "tests.core.nets:Nested", "tests.core.nets:Tied", "tests.core.nets:Attribute"
 
 
@@ -170,6 +172,24 @@ def test_the_factory_s_own_arguments_are_kept(tmp_path):
     save(model, tmp_path / "a", factory=ATTRIBUTE, params={"factor": 0.5})
     assert edits(tmp_path / "a") == []
     assert load(tmp_path / "a", factory=ATTRIBUTE).factor == 0.5
+
+
+@pytest.mark.parametrize(
+    "value", [(8, 16), [8, (4, 2)], {"deep": (1, {"a": None})}, torch.bfloat16, {"dtype": "int8"}, {"tuple": [1]}, True]
+)
+def test_the_factory_s_own_arguments_keep_their_types(tmp_path, value):
+    save(nets.Keeper(value), tmp_path / "a", factory=KEEPER, params={"value": value})
+    assert edits(tmp_path / "a") == []
+    found = load(tmp_path / "a", factory=KEEPER).value
+    assert (found, type(found)) == (value, type(value))
+    assert repr(found) == repr(value)
+
+
+def test_a_factory_s_argument_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(ArtifactError, match=r"argument 'value' is or holds a list") as caught:
+        save(nets.Keeper([date(2026, 1, 1)]), tmp_path / "a", factory=KEEPER, params={"value": [date(2026, 1, 1)]})
+    assert "numbers" in caught.value.mend
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_convolution_that_became_two_and_a_child_that_went_come_back(tmp_path):
