@@ -42,7 +42,7 @@ def check_runs(model: nn.Module, run: Run, techniques: Sequence[Technique] = ())
     blame = ", ".join(technique.name for technique in techniques) or "the factory"
     modes = [False] if any(Change.NUMBERS in technique.changes for technique in techniques) else [False, True]
     arguments, keywords = run.example
-    copy = deepcopy(model)
+    copy = deepcopy(model).to(run.device)
     for training in modes:
         copy.train(training)
         try:

@@ -1,6 +1,7 @@
 """What a workspace no longer needs: results of steps that left the recipe, and remains of writing that was cut off.
 
-Only what has the look of a result is touched: whatever else somebody keeps in these folders stays.
+Only what a step has made is touched: one that left an artifact here, or that `dvc.lock` remembers. Whatever else
+somebody keeps in these folders stays.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from compress_core.files import MANIFEST, writing
+from compress_core.planning import STAGE, last_stages
 from compress_core.recipe import NAME, RESERVED, Recipe
 from compress_core.workspace import Workspace
 
@@ -19,9 +21,9 @@ PART = ".*.part"
 
 def leftovers(recipe: Recipe, workspace: Workspace) -> list[Path]:
     """Files and folders of no use, sorted. DVC's cache keeps what it has of them."""
-    kept = {*recipe.steps, *RESERVED}
-    results = (path for path in _results(workspace) if NAME.fullmatch(path.stem) and path.stem not in kept)
-    return sorted({*results, *_remains(workspace)})
+    gone = _steps_that_ran(workspace) - {*recipe.steps, *RESERVED}
+    places = (place(name) for name in gone for place in (workspace.artifact, workspace.metrics, workspace.runs))
+    return sorted({*(path for path in places if path.exists()), *_remains(workspace)})
 
 
 def remove(paths: list[Path]) -> None:
@@ -38,17 +40,13 @@ def remove(paths: list[Path]) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _results(workspace: Workspace) -> Iterator[Path]:
-    artifacts, metrics, runs = _folders(workspace)
-    yield from (manifest.parent for manifest in artifacts.glob(f"*/{MANIFEST}"))
-    yield from metrics.glob("*.json")
-    yield from (path for path in runs.glob("*") if path.is_dir())
+def _steps_that_ran(workspace: Workspace) -> set[str]:
+    left = {manifest.parent.name for manifest in workspace.artifact("*").parent.glob(f"*/{MANIFEST}")}
+    remembered = {name.removeprefix(STAGE) for name in last_stages(workspace) if name.startswith(STAGE)}
+    return {name for name in left | remembered if NAME.fullmatch(name)}
 
 
 def _remains(workspace: Workspace) -> Iterator[Path]:
-    for folder in (workspace.root, *_folders(workspace)):
-        yield from folder.glob(PART)
-
-
-def _folders(workspace: Workspace) -> tuple[Path, Path, Path]:
-    return workspace.artifact("*").parent, workspace.metrics("*").parent, workspace.runs("*").parent
+    for place in (workspace.artifact, workspace.metrics, workspace.runs):
+        yield from place("*").parent.glob(PART)
+    yield from workspace.root.glob(PART)

@@ -21,7 +21,7 @@ from compress_core.applying import apply_techniques, check_runs
 from compress_core.artifact import save
 from compress_core.catalog import catalog
 from compress_core.data import SPLITS, Columns, Splits, batches
-from compress_core.errors import CompressError, DataError, RecipeError, suggest
+from compress_core.errors import CompressError, DataError, ModelError, RecipeError, suggest
 from compress_core.measure import Counts, Quality, counts, quality, tensor_bytes
 from compress_core.order import changes_numbers, check_together
 from compress_core.parts import DataSource, Exporter, Task, Technique
@@ -129,9 +129,11 @@ def compress(
     """
     steps = _steps(techniques)
     _check_steps(steps)
-    check_device(device)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{model!r} is no network", where="model", mend="give a torch.nn.Module")
     if precision not in PRECISIONS:
         raise RecipeError(f"unknown precision {precision!r}", where="precision", mend=suggest(precision, PRECISIONS))
+    check_device(device, precision)
     notes: list[str] = []
 
     def note(text: str) -> None:
@@ -199,6 +201,12 @@ def _splits(data: Splits | DataSource | Columned, seed: int) -> Splits:
         return data
     if isinstance(data, DataSource):
         return data.splits(seed)
+    if not isinstance(data, Mapping) or not all(isinstance(columns, Mapping) for columns in data.values()):
+        raise DataError(
+            "the data are no mapping of splits to columns",
+            where="data",
+            mend='give {"train": {"image": tensor, "label": tensor}, "validation": …, "test": …}',
+        )
     if missing := [name for name in SPLITS if name not in data]:
         raise DataError(
             f"there is no split {missing[0]!r}",

@@ -78,14 +78,16 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         ArtifactError: the disk is full, or the place cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         try:
-            temporary.write_text(text, encoding="utf-8")
+            with open(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+            os.chmod(temporary, 0o644)
             os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
             raise
 
 

@@ -75,10 +75,15 @@ def plan(recipe: Recipe, workspace: Workspace) -> list[Planned]:
     return [Planned(step, found[step.name]) for step in recipe.steps.values()]
 
 
+def last_stages(workspace: Workspace) -> Values:
+    """What `dvc.lock` remembers of every stage that has run, by its name."""
+    stages: Values = _read(workspace, "dvc.lock").get("stages") or {}
+    return stages
+
+
 def data_are_current(recipe: Recipe, workspace: Workspace) -> bool:
     """Whether `artifacts/data` was last made by the data source as it is now."""
-    stages: Values = _read(workspace, "dvc.lock").get("stages") or {}
-    before: Values = stages.get("data", {}).get("params", {})
+    before: Values = last_stages(workspace).get("data", {}).get("params", {})
     now = _read(workspace, PARAMS)
     if before.get(PARAMS) != {key: now.get(key) for key in ("data", "seed")}:
         return False
@@ -107,7 +112,7 @@ class _Account:
 
     def __init__(self, status: Values, workspace: Workspace) -> None:
         self.status = status
-        self.last = _read(workspace, "dvc.lock").get("stages") or {}
+        self.last = last_stages(workspace)
         self.now = {name: _read(workspace, name) for name in (PARAMS, LOCK)}
 
     def reasons(self, stage: str, made_by: Iterable[str] = ()) -> tuple[str, ...]:

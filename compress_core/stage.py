@@ -7,6 +7,7 @@ leaves nothing half-written, and the artifact that was there before stays.
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress_core.applying import apply_techniques
+from compress_core.applying import apply_techniques, check_runs
 from compress_core.artifact import load, same_network, save
 from compress_core.catalog import catalog
 from compress_core.data import Splits, batches, load_splits
@@ -32,6 +33,7 @@ from compress_core.run import Run, as_teacher
 from compress_core.watching import Stage
 from compress_core.workspace import Workspace, ending_with_status
 
+DEVICE = re.compile(r"cpu|mps|(cuda|xpu)(:\d+)?")
 TEST_BATCH = 256
 """Examples per batch when the quality is measured; it changes nothing but the speed."""
 
@@ -43,7 +45,7 @@ def run_stage(recipe: Recipe, name: str, workspace: Workspace, printer: Callable
         CompressError: with the recipe's file, the step and the technique at fault.
     """
     step = recipe.step(name)
-    stage = Stage(name, _emptied(workspace.runs(name)), flat({"use": step.use}))
+    stage = Stage(name, _emptied(workspace.runs(name)), flat(step.use))
     watchers = catalog().watchers
     watchers.tell("stage_started", stage=stage)
     try:
@@ -66,7 +68,7 @@ def make_run(recipe: Recipe, splits: Splits, **fields: Any) -> Run:
         RecipeError: the recipe's device is not there.
     """
     settings = recipe.settings
-    check_device(settings.device)
+    check_device(settings.device, settings.precision)
     return Run(
         splits=splits,
         task=recipe.task,
@@ -77,15 +79,19 @@ def make_run(recipe: Recipe, splits: Splits, **fields: Any) -> Run:
     )
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that is not there.
+def check_device(device: str, precision: str = "float32") -> None:
+    """Refuse a device that is not there or cannot compute in a number format.
 
     Raises:
         RecipeError: with torch's reason.
     """
+    if not DEVICE.fullmatch(device):
+        raise RecipeError(f"{device!r} is no device", where="device", mend="write cpu, cuda, cuda:1, mps or xpu")
+    if (device, precision) == ("cpu", "float16"):
+        raise RecipeError("processors do not train in float16", where="precision", mend="write bfloat16 or float32")
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise RecipeError(f"{device!r} cannot be used: {reason}", where="device", mend="use the device cpu") from error
 
@@ -100,6 +106,7 @@ def fresh_model(recipe: Recipe, step: Step, run: Run) -> nn.Module:
     where = "model" if step.model is None else f"pipeline.{step.name}.model"
     model = build_model(spec.factory, spec.params, seed=recipe.seed, where=where)
     check_data(model, run)
+    check_runs(model, run)
     return model
 
 

@@ -1,7 +1,7 @@
 """One batch through every step of a recipe: finds in seconds what would fail in an hour.
 
-Nothing is written into the workspace. Each training is one update on one batch, each measurement one batch.
-A step that fails leaves those behind it untried, and the others go on.
+Nothing is written into the workspace, but for the remembered hashes in `.compress`. Each training is one update on
+one batch, each measurement one batch. A step that fails leaves those behind it untried, and the others go on.
 """
 
 from __future__ import annotations

@@ -26,14 +26,12 @@ class Stage:
 class Watchers:
     """Calls the watching hooks of every plugin; one that fails is warned about and never stops the work."""
 
-    def __init__(self, manager: PluginManager | None = None) -> None:
+    def __init__(self, manager: PluginManager) -> None:
         self._manager = manager
         self._failed: set[str] = set()
 
     def tell(self, hook: str, **arguments: Any) -> None:
         """Call `hook` of each plugin that has not failed before."""
-        if self._manager is None:
-            return
         for implementation in getattr(self._manager.hook, hook).get_hookimpls():
             name = implementation.plugin_name
             if name in self._failed:

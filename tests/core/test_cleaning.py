@@ -43,6 +43,18 @@ def test_the_results_of_a_step_that_left_the_recipe_go(here: Path) -> None:
     assert found(here) == {"artifacts/gone", "runs/gone", "metrics/gone.json"}
 
 
+def test_folders_and_files_of_other_names_stay(here: Path) -> None:
+    write(here / "runs" / "mine" / "precious.ckpt")
+    write(here / "metrics" / "accuracy.json")
+    assert found(here) == {"artifacts/gone", "runs/gone", "metrics/gone.json"}
+
+
+def test_a_step_that_only_dvc_remembers_is_found_by_its_stage(here: Path) -> None:
+    (here / "dvc.lock").write_text("schema: '2.0'\nstages:\n  step@old:\n    cmd: x\n  data:\n    cmd: y\n")
+    write(here / "metrics" / "old.json")
+    assert found(here) == {"artifacts/gone", "runs/gone", "metrics/gone.json", "metrics/old.json"}
+
+
 def test_a_workspace_without_results_has_nothing_to_clean(tmp_path: Path) -> None:
     assert found(lay_out(tmp_path / "workspace")) == set()
 

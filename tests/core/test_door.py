@@ -215,9 +215,13 @@ def test_data_that_do_not_fit_are_refused_before_anything_runs(dense: nn.Module)
 
 
 def test_a_device_or_precision_that_is_not_there_is_refused(dense: nn.Module) -> None:
-    with pytest.raises(RecipeError, match="'quantum' cannot be used") as caught:
-        compress(dense, small_splits(), [TRAIN], device="quantum")
-    assert caught.value.where == "device"
+    for device, message in {"quantum": "no device", "cpu:0": "no device", "cuda:99": "cannot be used"}.items():
+        with pytest.raises(RecipeError, match=f"'{device}'.* {message}") as caught:
+            compress(dense, small_splits(), [TRAIN], device=device)
+        assert caught.value.where == "device"
+    with pytest.raises(RecipeError, match="do not train in float16") as caught:
+        compress(dense, small_splits(), [TRAIN], precision="float16")
+    assert caught.value.where == "precision"
     with pytest.raises(RecipeError, match="unknown precision 'float23'") as caught:
         compress(dense, small_splits(), [TRAIN], precision="float23")  # type: ignore[arg-type]
     assert caught.value.mend == "did you mean 'float32'?"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,24 @@ def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
         write_text(path, "new")
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_text_is_whole_for_every_reader_while_many_write_it(tmp_path):
+    path = tmp_path / "lock.yaml"
+    write_text(path, "0" * 50_000)
+
+    def write(digit):
+        for _ in range(100):
+            write_text(path, str(digit) * 50_000)
+
+    with ThreadPoolExecutor(4) as pool:
+        writers = [pool.submit(write, digit) for digit in range(4)]
+        while not all(writer.done() for writer in writers):
+            text = path.read_text()
+            assert len(text) == 50_000 and len(set(text)) == 1
+        for writer in writers:
+            writer.result()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["lock.yaml"]
 
 
 def test_the_same_content_has_the_same_bytes(tmp_path):

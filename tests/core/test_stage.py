@@ -201,7 +201,7 @@ def test_watchers_are_told_how_a_step_goes(here: Path, told: list[tuple[str, Any
     assert told[0][1] == (
         "baseline",
         here / "runs" / "baseline",
-        {"use.tune.epochs": 2, "use.tune.learning_rate": 0.01},
+        {"tune.epochs": 2, "tune.learning_rate": 0.01},
     )
     name, model, metrics = told[-1][1]
     assert name == "baseline"

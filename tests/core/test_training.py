@@ -338,6 +338,73 @@ def test_the_schedule_multiplies_the_rate_by_the_share_of_updates_done():
     assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025])
 
 
+@pytest.mark.parametrize("precisions", [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_one_process_trains_in_several_precisions_and_nothing_stays_on_the_network(tmp_path, precisions):
+    trained = {name: train(make("conv"), [Learn()], make_run(precision=name)) for name in precisions}
+    assert not torch.equal(trained["float32"].stem.weight, trained["bfloat16"].stem.weight)
+    for name, model in trained.items():
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        assert model(make_run().example[0][0]).dtype == torch.float32
+        save(model, tmp_path / name, factory="tests.support:ConvNet")
+
+
+class Hung(Learn):
+    """Hangs a hook on the network while it trains."""
+
+    name = "hung"
+
+    def begin(self, model, run):
+        state = nn.Module()
+        state.handle = model.register_forward_hook(lambda *_: None)
+        return state
+
+    def finish(self, model, state, run):
+        state.handle.remove()
+        CALLS.append("finish")
+        return model
+
+    def abandon(self, model, state, run):
+        state.handle.remove()
+        CALLS.append("abandon")
+
+
+@pytest.mark.parametrize(("rate", "ending"), [(1e-3, "finish"), (1e30, "abandon")])
+def test_a_training_that_fails_is_abandoned_by_its_techniques(rate, ending):
+    model = make("mlp")
+    try:
+        train(model, [Hung(rate=rate)], make_run())
+    except TrainingError:
+        assert ending == "abandon"
+    assert [ending] == CALLS
+    assert not model._forward_hooks
+
+
+class Steep(TrainingTechnique):
+    """Has a parameter of its own with an enormous gradient."""
+
+    name = "steep"
+
+    def plan(self, plan, run):
+        return replace(plan, epochs=1, gradient_clip=1.0, optimizer=lambda groups: torch.optim.SGD(groups, lr=1e-5))
+
+    def begin(self, model, run):
+        state = nn.Module()
+        state.slope = nn.Parameter(torch.zeros(()))
+        return state
+
+    def loss(self, batch, output, model, state, run):
+        return 2e4 * state.slope
+
+    def finish(self, model, state, run):
+        CALLS.append(abs(float(state.slope.detach())))
+        return model
+
+
+def test_the_gradients_of_states_are_clipped_with_those_of_the_network():
+    train(make("mlp"), [Steep()], make_run(max_batches=3))
+    assert 0 < CALLS[0] <= 3.001e-5
+
+
 def test_the_gradient_is_clipped_to_its_largest_norm():
     norms = []
 

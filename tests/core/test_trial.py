@@ -10,11 +10,24 @@ import pytest
 import torch
 from compress_tasks.classification import Classification
 
-from compress_core.errors import CompressError, DataError, RecipeError
+from compress_core.errors import CompressError, DataError, ModelError, RecipeError
 from compress_core.trial import Trial, try_recipe
 from compress_core.workspace import Workspace
 from tests.doors import call, contents, lay_out, recipe_of
 from tests.workspaces import SMALL, change
+
+EVAL_ONLY = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, image):
+        if self.training:
+            raise RuntimeError("boom")
+        return super().forward(image)
+"""
 
 TWISTED = """
 import torch
@@ -136,6 +149,14 @@ def test_every_failing_step_is_told_with_a_message_of_its_own(here: Path) -> Non
     assert "'elsewhere'" in heads[1]
     assert "clipped: fails (" in ended.out
     assert "baseline: works (" in ended.out
+
+
+def test_a_network_that_runs_only_in_eval_mode_is_found(here: Path) -> None:
+    (here / "evalnet.py").write_text(EVAL_ONLY)
+    change(here, "compress_zoo:MLP\n  params:\n    widths: [16]", "evalnet:Net")
+    first = next(try_recipe(recipe_of(here), Workspace(here)))
+    assert isinstance(first.error, ModelError)
+    assert "does not run in train mode: RuntimeError: boom" in first.error.what
 
 
 def test_stale_data_are_not_believed(here: Path) -> None:
