@@ -115,11 +115,7 @@ class Conversion:
 
 
 def _is_name(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or (pa.types.is_dictionary(kind) and _is_name(kind.value_type))
-    )
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _without_nulls(rows: Rows, name: str) -> pa.ChunkedArray:

@@ -72,6 +72,15 @@ def class_names(file: Path, label: str) -> list[str] | None:
         return None
 
 
+def _plain(table: pa.Table) -> pa.Table:
+    """The table with the values themselves where a column holds codes and their dictionary."""
+    columns = {
+        name: column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }
+    return pa.table(columns)
+
+
 def _read(file: Path, columns: Sequence[str]) -> pa.Table:
     if not file.is_file():
         raise DataError(
@@ -89,7 +98,7 @@ def _read(file: Path, columns: Sequence[str]) -> pa.Table:
                     where=str(file),
                     mend=f"{suggest(name, known)} (columns: {', '.join(known)})",
                 )
-        return pq.read_table(file, columns=list(columns))
+        return _plain(pq.read_table(file, columns=list(columns)))
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"it cannot be read as a parquet file: {error}", where=str(file), mend="was it downloaded whole?"

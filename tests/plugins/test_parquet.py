@@ -210,6 +210,23 @@ def test_names_of_classes_are_numbered_in_alphabetical_order(folder):
     assert error.value.mend == "classes: cat, dog, eel"
 
 
+def test_labels_with_a_dictionary_are_read_as_the_values_that_they_stand_for(folder):
+    def coded(values):
+        return pa.array(values).dictionary_encode()
+
+    write(folder / "train-0.parquet", x=[0.0] * 6, label=coded(["dog", "cat"] * 3))
+    write(folder / "train-1.parquet", x=[0.0] * 6, label=coded(["eel", "cat"] * 3))
+    write(folder / "train-2.parquet", x=[0.0] * 6, label=["eel", "dog"] * 3)
+    write(folder / "test.parquet", x=[0.0, 1.0], label=coded(["eel", "cat"]))
+    splits = source(folder, train="train-*.parquet", numbers=("x",), validation_share=0.34).splits(0)
+    assert splits.about["classes"] == ["cat", "dog", "eel"]
+    assert splits.test.column("label").tolist() == [2, 0]
+    assert torch.bincount(splits.validation.column("label")).tolist() == [2, 2, 2]
+    for name in ("train", "test"):
+        write(folder / f"{name}.parquet", x=[0.0] * 20, label=coded([4, 3] * 10))
+    assert source(folder, numbers=("x",)).splits(0).test.column("label").tolist() == [4, 3] * 10
+
+
 def test_names_that_hugging_face_wrote_into_the_file_are_kept(folder):
     features = {"info": {"features": {"label": {"names": ["plane", "car"], "_type": "ClassLabel"}}}}
     for name in ("train", "test"):
