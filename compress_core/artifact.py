@@ -1,7 +1,7 @@
 """A model on disk: `manifest.json` and `model.safetensors`, no pickle, same model = same bytes.
 
 The manifest names the factory and its arguments, the edits that lead from what the factory builds to this
-network, the tensors that share memory, the masked and the frozen tensors, and where the model came from.
+network, the tensors that share memory, the masked tensors, those that were frozen or unfrozen, and where the model came from.
 Loading runs no code but the factory, and those of the networks within it that have their own (the members of a
 committee); each must be trusted by the caller or the recipe, or be a class or function that an installed plugin
 defines itself.
@@ -57,7 +57,7 @@ def save(
             "edits": edits,
             "ties": ties,
             "masked": masked_tensors(model),
-            "frozen": _frozen(model, apply_edits(fresh, edits, module_types())),
+            "trains": _trains(model, apply_edits(fresh, edits, module_types())),
             "provenance": dict(provenance or {}),
         }
         with replacing(folder) as temporary:
@@ -91,9 +91,9 @@ def load(folder: Path | str, *, factory: str | None = None, trust: Collection[st
         for name in manifest["masked"]:
             path, _, tensor = name.rpartition(".")
             hold_zeros(model.get_submodule(path), tensor)
-        for name in manifest["frozen"]:
-            model.get_parameter(name).requires_grad_(False)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        for name, trains in manifest["trains"].items():
+            model.get_parameter(name).requires_grad_(bool(trains))
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"{MANIFEST} does not fit the network: {error!r}", where=str(folder), mend="run the step that made it again"
         ) from error
@@ -191,12 +191,14 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(*flat)
 
 
-def _frozen(model: nn.Module, fresh: nn.Module) -> list[str]:
-    """Parameters that train in a fresh network and no longer in this one."""
-    trainable = {name for name, parameter in fresh.named_parameters(remove_duplicate=False) if parameter.requires_grad}
-    return sorted(
-        name for name, parameter in model.named_parameters() if name in trainable and not parameter.requires_grad
-    )
+def _trains(model: nn.Module, fresh: nn.Module) -> dict[str, bool]:
+    """Whether each parameter trains of which the fresh network has another opinion."""
+    before = {name: parameter.requires_grad for name, parameter in fresh.named_parameters(remove_duplicate=False)}
+    return {
+        name: parameter.requires_grad
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter.requires_grad != before.get(name)
+    }
 
 
 def _fill(model: nn.Module, path: Path, ties: Mapping[str, str]) -> None:
@@ -239,7 +241,10 @@ def _compare(model: nn.Module, loaded: nn.Module) -> None:
     """Refuse a save whose result is not the same network."""
     for name, tensor in {**dict(_named_tensors(model)), **dict(_passing_buffers(model))}.items():
         parent = loaded.get_submodule(name.rpartition(".")[0])
-        if not _same_bits(tensor, getattr(parent, name.rpartition(".")[2])):
+        found = getattr(parent, name.rpartition(".")[2])
+        if not _same_bits(tensor, found):
             raise ArtifactError(f"the tensor {name!r} does not survive the round trip")
+        if isinstance(tensor, nn.Parameter) and tensor.requires_grad != found.requires_grad:
+            raise ArtifactError(f"whether {name!r} trains does not survive the round trip")
     if edits := differences(model, loaded, module_types()):
         raise ArtifactError(f"the module {edits[0]['path']!r} does not survive the round trip: {edits[0]['op']}")

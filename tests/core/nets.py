@@ -36,6 +36,19 @@ class Attribute(nn.Module):
         return self.inner(x) * self.factor + self.passing
 
 
+class Frozen(nn.Module):
+    """A stem that does not train, as a factory with learned weights gives it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 8)
+        self.stem.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stem(x).relu())
+
+
 class Keeper(nn.Module):
     """Keeps what its factory was given."""
 

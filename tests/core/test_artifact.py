@@ -237,6 +237,38 @@ def test_masks_frozen_parameters_and_provenance_are_kept(tmp_path):
     assert json.loads((tmp_path / "one" / MANIFEST).read_text())["provenance"] == {"seed": 3, "step": "clip"}
 
 
+def training(model: nn.Module) -> dict[str, bool]:
+    return {name: value.requires_grad for name, value in model.named_parameters(remove_duplicate=False)}
+
+
+def test_what_a_factory_froze_and_somebody_unfroze_stays_unfrozen(tmp_path):
+    model = nets.Frozen()
+    model.stem.weight.requires_grad_(True)
+    model.head.bias.requires_grad_(False)
+    loaded = round_trip(model, tmp_path, "tests.core.nets:Frozen")
+    assert training(loaded) == {"stem.weight": True, "stem.bias": False, "head.weight": True, "head.bias": False}
+
+
+def test_a_shared_weight_that_was_frozen_or_unfrozen_comes_back_so_under_each_of_its_names(tmp_path):
+    model = nets.Tied()
+    model.head.weight.requires_grad_(False)
+    loaded = round_trip(model, tmp_path / "frozen", TIED)
+    assert training(loaded) == training(model)
+    model = nets.Frozen()
+    model.head.weight = model.stem.weight
+    loaded = round_trip(model, tmp_path / "tied", "tests.core.nets:Frozen")
+    assert loaded.head.weight is loaded.stem.weight
+    assert training(loaded) == training(model)
+
+
+def test_whether_a_parameter_trains_is_compared_when_a_network_is_saved(tmp_path, monkeypatch):
+    model = make("mlp")
+    model.layers[1].weight.requires_grad_(False)
+    monkeypatch.setattr("compress_core.artifact._trains", lambda model, fresh: {})
+    with pytest.raises(ArtifactError, match=r"whether 'layers.1.weight' trains does not survive"):
+        save(model, tmp_path / "a", factory=FACTORIES["mlp"])
+
+
 def test_nothing_in_an_artifact_is_a_pickle(tmp_path):
     save(make("conv"), tmp_path / "a", factory=FACTORIES["conv"])
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [MANIFEST, TENSORS]
@@ -444,7 +476,8 @@ def test_a_factory_that_does_not_fit_is_told(tmp_path, factory, message):
             "no installed plugin registers",
         ),
         ({"masked": ["layers.77.weight"]}, "does not fit the network"),
-        ({"frozen": ["layers.77.weight"]}, "does not fit the network"),
+        ({"trains": {"layers.77.weight": False}}, "does not fit the network"),
+        ({"trains": ["layers.1.weight"]}, "does not fit the network"),
     ],
 )
 def test_a_factory_or_manifest_that_has_changed_since_is_told_with_the_folder(tmp_path, changes, message):
