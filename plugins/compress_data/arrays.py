@@ -93,7 +93,7 @@ def splits_from(
     if "train" not in found:
         raise DataError("there is no split 'train'", where=where, mend=_EXPECTED)
     splits = {name: _columns(found[name], f"{where}, {name}") for name in SPLITS if name in found}
-    _refuse_other_shapes(splits, where)
+    refuse_other_shapes(splits, where)
     shares = {name: share for name, share in (("validation", validation), ("test", test)) if name not in splits}
     try:
         if shares:
@@ -136,7 +136,8 @@ def _columns(found: object, where: str) -> dict[str, Tensor]:
     return columns
 
 
-def _refuse_other_shapes(splits: Mapping[str, Mapping[str, Tensor]], where: str) -> None:
+def refuse_other_shapes(splits: Mapping[str, Mapping[str, Tensor]], where: str) -> None:
+    """Raise a `DataError` if an entry of a column has another shape or format in one split than in train."""
     train = splits["train"]
     for split, columns in splits.items():
         for name in set(columns) & set(train):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class Conversion:
     classes: Mapping[str, int] | None = None
     """Numbers of the classes where labels are names, in alphabetical order."""
     size: tuple[int, int] | None = None
+    """Height and width of the images."""
     channels: int | None = None
 
     @classmethod
@@ -42,11 +43,12 @@ class Conversion:
         if _is_name(label.type):
             names = sorted(name for name in pc.unique(label).to_pylist() if name is not None)
             classes = {str(name): number for number, name in enumerate(names)}
-        channels = source.channels
-        if source.image and channels is None:
-            first = train.take(np.arange(1))
-            channels = int(decode(_pictures(first, source.image), source.size, None, first.place).shape[1])
-        return cls(source, vocabulary, classes, source.size, channels)
+        found = cls(source, vocabulary, classes, source.size, source.channels)
+        if not source.image:
+            return found
+        first = train.take(np.arange(1))
+        _, channels, height, width = found._decoded(first, source.image).shape
+        return replace(found, size=(height, width), channels=channels)
 
     def about(self, class_names: Sequence[str] | None) -> dict[str, Any]:
         """What a person would want to know of the conversion."""
@@ -77,8 +79,12 @@ class Conversion:
         found["label"] = self._labels(rows)
         return found
 
+    def _decoded(self, rows: Rows, name: str) -> np.ndarray:
+        scale = self.source.size is not None
+        return decode(_pictures(rows, name), self.size, self.channels, rows.place, scale=scale)
+
     def _images(self, rows: Rows, name: str) -> Tensor:
-        pixels = torch.from_numpy(decode(_pictures(rows, name), self.size, self.channels, rows.place)).float()
+        pixels = torch.from_numpy(self._decoded(rows, name)).float()
         pixels /= 255
         for values, change in ((self.source.mean, pixels.sub_), (self.source.std, pixels.div_)):
             if values:

@@ -47,15 +47,16 @@ class Import(DataSource):
         Raises:
             DataError: it does not resolve, raises, or gives something else.
         """
-        from compress_core.data import Splits
+        from compress_core.data import SPLITS, Splits
         from compress_data.arrays import splits_from
 
         make = resolve(self.factory, DataError, "factory")
         if not callable(make):
             raise DataError(f"{self.factory!r} is no function", where="factory")
         found = self._call(make, seed)
+        about: Mapping[str, Any] = {"source": self.factory}
         if isinstance(found, Splits):
-            return found
+            found, about = {name: getattr(found, name) for name in SPLITS}, found.about
         return splits_from(
             found,
             validation=self.validation,
@@ -63,7 +64,7 @@ class Import(DataSource):
             label=self.label,
             seed=seed,
             where=self.factory,
-            about={"source": self.factory},
+            about=about,
         )
 
     def _call(self, make: Any, seed: int) -> object:

@@ -15,15 +15,21 @@ _COLOUR = {"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"}
 
 
 def decode(
-    pictures: Sequence[bytes | None], size: tuple[int, int] | None, channels: int | None, row: Callable[[int], str]
+    pictures: Sequence[bytes | None],
+    size: tuple[int, int] | None,
+    channels: int | None,
+    row: Callable[[int], str],
+    *,
+    scale: bool,
 ) -> np.ndarray:
     """Decode pictures of one size into uint8 (examples, channels, height, width).
 
     Args:
         pictures: encoded in any format that Pillow reads.
-        size: height and width to scale to (bilinear); unless given, that of the first, which all must have.
+        size: height and width; unless given, those of the first.
         channels: 1 for grey, 3 for red, green, blue; unless given, those of the first.
         row: names the place of a picture in an error.
+        scale: whether a picture of another size is scaled (bilinear) rather than refused.
 
     Raises:
         DataError: a picture is missing, cannot be decoded, or has another size; the message names its row.
@@ -35,7 +41,7 @@ def decode(
     for index, encoded in enumerate(pictures):
         picture = _open(encoded, row(index)).convert("L" if channels == 1 else "RGB")
         if picture.size != (width, height):
-            if size is None:
+            if not scale:
                 raise DataError(
                     f"{row(index)}: the image is {picture.height}x{picture.width}, the first one {height}x{width}",
                     mend=f"scale all of them: `size: [{height}, {width}]`",

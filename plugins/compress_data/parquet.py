@@ -94,6 +94,7 @@ class Parquet(DataSource):
             DataError: a file, a column or a row is not what it should be; the message names it.
         """
         from compress_core.data import Columns, Splits
+        from compress_data.arrays import refuse_other_shapes
         from compress_data.conversion import Conversion
 
         rows = self._rows(seed)
@@ -103,7 +104,9 @@ class Parquet(DataSource):
             "rows": {split: len(found) for split, found in rows.items()},
             **conversion.about(self._class_names()),
         }
-        return Splits(**{split: Columns(conversion.columns(found)) for split, found in rows.items()}, about=about)
+        columns = {split: conversion.columns(found) for split, found in rows.items()}
+        refuse_other_shapes(columns, self.train)
+        return Splits(**{split: Columns(found) for split, found in columns.items()}, about=about)
 
     def _rows(self, seed: int) -> dict[str, Rows]:
         """The rows of each split, before anything is decoded."""

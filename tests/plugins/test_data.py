@@ -47,6 +47,11 @@ def ready_made():
     return Splits(part, part, part, {"source": "mine"})
 
 
+def ready_made_of(train, test):
+    train, test = ({"x": torch.tensor(values, dtype=torch.float64)} for values in (train, test))
+    return Splits(Columns(train), Columns(train), Columns(test))
+
+
 def imported(data, **fields):
     return Import(factory="tests.plugins.test_data:returned", params=data, **fields).splits(0)
 
@@ -184,6 +189,21 @@ def test_a_function_gives_its_splits_as_they_are():
     assert [len(getattr(splits, name)) for name in SPLITS] == [40, 8, 12]
     assert torch.equal(splits.train.column("image"), torch.arange(160.0).reshape(40, 4))
     assert Import(factory="tests.plugins.test_data:ready_made").splits(0).about == {"source": "mine"}
+
+
+@pytest.mark.parametrize(
+    ("test", "what"),
+    [
+        ([[1.0, float("nan")]], "test, column 'x': row 0 holds nan"),
+        ([[1.0, 2.0, 3.0]], r"float32 \(3,\) in test"),
+    ],
+)
+def test_splits_that_a_function_has_made_are_held_to_the_same(test, what):
+    source = Import(factory="tests.plugins.test_data:ready_made_of", params={"train": [[1.0, 2.0]], "test": test})
+    with pytest.raises(DataError, match=what):
+        source.splits(0)
+    sound = source.model_copy(update={"params": {"train": [[1.0, 2.0]], "test": [[3.0, 4.0]]}}).splits(0)
+    assert sound.test.column("x").dtype == torch.float32
 
 
 def test_missing_splits_are_cut_from_train_with_the_classes_in_their_shares():

@@ -245,6 +245,30 @@ def test_numbers_and_lists_of_numbers_go_in_as_they_are_and_labels_to_predict_st
 
 
 @pytest.mark.parametrize(
+    ("train", "test", "what"),
+    [
+        ([[1.0, 2, 3]] * 20, [[1.0, 2, 3, 4]] * 20, r"'x' is float32 \(4,\) in test and float32 \(3,\) in train"),
+        ([1, 2] * 10, [1.5, 2] * 10, r"'x' is float32 \(\) in test and int64 \(\) in train"),
+    ],
+)
+def test_splits_of_other_shapes_or_formats_are_refused(folder, train, test, what):
+    write(folder / "train.parquet", x=train, label=[0, 1] * 10)
+    write(folder / "test.parquet", x=test, label=[0, 1] * 10)
+    with pytest.raises(DataError, match=what) as error:
+        source(folder, numbers=("x",)).splits(0)
+    assert error.value.where == "train.parquet"
+
+
+def test_images_have_the_size_of_the_first_training_image_in_every_split(folder):
+    images(folder / "train.parquet", pixels(24, (8, 8)))
+    images(folder / "test.parquet", pixels(24, (16, 16)))
+    with pytest.raises(DataError, match="test.parquet, row 0: the image is 16x16, the first one 8x8") as error:
+        source(folder, image="image").splits(0)
+    assert error.value.mend == "scale all of them: `size: [8, 8]`"
+    assert source(folder, image="image", size=(8, 8)).splits(0).test.column("image").shape == (24, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
     ("column", "values", "what"),
     [
         ("x", [0.0, float("nan"), 1.0], r"test.parquet, row 1 holds nan"),
