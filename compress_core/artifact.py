@@ -1,7 +1,7 @@
 """A model on disk: `manifest.json` and `model.safetensors`, no pickle, same model = same bytes.
 
 The manifest names the factory and its arguments, the edits that lead from what the factory builds to this
-network, the tensors that share memory, the masked tensors, those that were frozen or unfrozen, and where the model came from.
+network, the tensors that share memory, those that are masked, frozen or unfrozen, and where the model came from.
 Loading runs no code but the factory, and those of the networks within it that have their own (the members of a
 committee); each must be trusted by the caller or the recipe, or be a class or function that an installed plugin
 defines itself.

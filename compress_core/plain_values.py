@@ -1,7 +1,13 @@
-"""Plain values in a manifest: numbers, strings, number formats, and lists, tuples and mappings of them."""
+"""Plain values in a manifest: numbers, strings, number formats, and lists, tuples and mappings of them.
+
+JSON has no tuples, no number formats and no number that is not finite: these are mappings with one key, such as
+`{"tuple": [1, 2]}` and `{"float": "inf"}`, and a mapping is the value of the key `dict`.
+"""
 
 from __future__ import annotations
 
+import json
+from math import isfinite
 from typing import Any
 
 import torch
@@ -25,6 +31,8 @@ def is_plain(value: Any) -> bool:
 def encode(value: Any, path: str = "") -> Any:
     """A plain value as JSON from which `decode` makes the same value."""
     match value:
+        case float() if not isfinite(value):
+            return {"float": str(float(value))}
         case None | bool() | int() | float() | str():
             return value
         case torch.dtype():
@@ -42,6 +50,14 @@ def encode(value: Any, path: str = "") -> Any:
             )
 
 
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are one in a manifest; NaN is NaN, and 1, 1.0 and True are three values."""
+    if type(one) is not type(other) or not (is_plain(one) and is_plain(other)):
+        return False
+    first, second = (json.dumps(encode(value), sort_keys=True) for value in (one, other))
+    return first == second
+
+
 def decode(value: Any) -> Any:
     """The value that `encode` was given."""
     match value:
@@ -51,6 +67,8 @@ def decode(value: Any) -> Any:
             return {key: decode(entry) for key, entry in entries.items()}
         case {"dtype": name}:
             return dtype_named(name)
+        case {"float": text}:
+            return float(text)
         case list():
             return [decode(entry) for entry in value]
         case _:

@@ -32,7 +32,7 @@ from torch.nn.utils import parametrize
 
 from compress_core.errors import ArtifactError
 from compress_core.factory import ORIGIN, build_model
-from compress_core.plain_values import encode, is_plain
+from compress_core.plain_values import encode, is_plain, same
 from compress_core.rebuilding import Edit, Types, adopt, construct
 
 _HOOKS = (
@@ -145,7 +145,8 @@ def _must_rebuild(module: nn.Module, fresh: nn.Module) -> bool:
         return True
     if isinstance(module, _EMPTY_CONTAINERS) or module._modules or qualified_name(type(module)) not in torch_types():
         return False
-    return _arguments(module) != _arguments(fresh)
+    arguments, others = _arguments(module), _arguments(fresh)
+    return arguments != others and not same(arguments, others)
 
 
 def _describe(module: nn.Module, path: str, types: Types) -> dict[str, Any]:
@@ -235,7 +236,7 @@ def _attribute_edits(module: nn.Module, fresh: nn.Module, path: str) -> Iterator
     fresh_attributes = _attributes(fresh)
     for name, value in _attributes(module).items():
         if is_plain(value):
-            if name not in fresh_attributes or not _same(fresh_attributes[name], value):
+            if name not in fresh_attributes or not same(fresh_attributes[name], value):
                 yield {"op": "setattr", "path": path, "name": name, "value": encode(value, path)}
         elif name not in fresh_attributes:
             raise ArtifactError(
@@ -246,10 +247,6 @@ def _attribute_edits(module: nn.Module, fresh: nn.Module, path: str) -> Iterator
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if not name.startswith("_") and name != "training"}
-
-
-def _same(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and bool(one == other)
 
 
 def _tensor_edits(module: nn.Module, fresh: nn.Module, path: str) -> Iterator[Edit]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from copy import deepcopy
 from datetime import date
+from math import inf, nan
 from pathlib import Path
 
 import pytest
@@ -175,14 +176,37 @@ def test_the_factory_s_own_arguments_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", [(8, 16), [8, (4, 2)], {"deep": (1, {"a": None})}, torch.bfloat16, {"dtype": "int8"}, {"tuple": [1]}, True]
+    "value",
+    [
+        (8, 16),
+        [8, (4, 2)],
+        {"deep": (1, {"a": None})},
+        torch.bfloat16,
+        {"dtype": "int8"},
+        {"tuple": [1]},
+        True,
+        nan,
+        (inf, -inf),
+    ],
 )
 def test_the_factory_s_own_arguments_keep_their_types(tmp_path, value):
     save(nets.Keeper(value), tmp_path / "a", factory=KEEPER, params={"value": value})
     assert edits(tmp_path / "a") == []
     found = load(tmp_path / "a", factory=KEEPER).value
-    assert (found, type(found)) == (value, type(value))
+    assert type(found) is type(value)
     assert repr(found) == repr(value)
+
+
+def test_numbers_that_are_not_finite_are_kept_in_attributes_and_arguments(tmp_path):
+    model = nets.Keeper(0.5)
+    model.value = (nan, -inf)
+    model.inner = nn.Threshold(0.5, nan)
+    loaded = round_trip(model, tmp_path, KEEPER)
+    assert repr(loaded.value) == "(nan, -inf)"
+    assert repr(loaded.inner.value) == "nan"
+    model = nets.Keeper(nan)
+    save(model, tmp_path / "nan", factory=KEEPER, params={"value": nan})
+    assert edits(tmp_path / "nan") == []
 
 
 def test_a_factory_s_argument_that_cannot_be_written_is_named(tmp_path):
