@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from warnings import catch_warnings, simplefilter
 
@@ -45,3 +45,17 @@ def torch_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def leave_fused_paths(model: nn.Module, changed: Collection[str]) -> None:
+    """Keep torch's transformer layers from computing past the modules at these paths, whose forward is another now.
+
+    Fused, an encoder layer reads the weights of its linear layers itself, and an encoder with a padding mask hands
+    its layers nested tensors, which few modules take.
+    """
+    for path, module in model.named_modules():
+        if any(child.startswith(f"{path}." if path else "") for child in changed):
+            if isinstance(module, nn.TransformerEncoderLayer):
+                module.activation_relu_or_gelu = 0
+            elif isinstance(module, nn.TransformerEncoder):
+                module.use_nested_tensor = False

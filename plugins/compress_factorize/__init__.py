@@ -60,8 +60,9 @@ class Factorize(Technique):
         Raises:
             ModelError: a pattern in `skip` matches no module, a weight is not finite, or `ratio` is out of reach.
         """
+        from compress_core.modes import leave_fused_paths
         from compress_core.selecting import matching
-        from compress_factorize.layers import find_layers, leave_fused_paths, put
+        from compress_factorize.layers import find_layers, put
         from compress_factorize.pieces import factors_of, worthwhile
         from compress_factorize.recalibration import recalibrate
 

@@ -64,16 +64,6 @@ def put(model: nn.Module, path: str, pieces: nn.Module) -> nn.Module:
     return model
 
 
-def leave_fused_paths(model: nn.Module, replaced: Mapping[str, object]) -> None:
-    """Tell torch's transformer layers not to fuse what is no single layer any more."""
-    for path, module in model.named_modules():
-        if any(child.startswith(f"{path}." if path else "") for child in replaced):
-            if isinstance(module, nn.TransformerEncoderLayer):
-                module.activation_relu_or_gelu = 0
-            elif isinstance(module, nn.TransformerEncoder):
-                module.use_nested_tensor = False
-
-
 def _refuse_no_numbers(path: str, layer: Layer) -> None:
     if not torch.isfinite(layer.weight).all():
         raise ModelError("its weight is not finite", where=path, mend="train again with a smaller learning rate")

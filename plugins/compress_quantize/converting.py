@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compress_core.errors import ModelError
-from compress_core.modes import evaluating
+from compress_core.modes import evaluating, leave_fused_paths
 from compress_quantize.edges import Edges, find_edges
 from compress_quantize.graph import Graph, Node, become_graph, run_nodes, with_quantizers
 from compress_quantize.layers import (
@@ -75,15 +75,8 @@ def make_quantizable(model: nn.Module, forward: Callable[[], Any], skipped: set[
             source=None if source is None else _join(source[0], source[1] + SUFFIX),
             norm=edges.norms.get(path),
         )
-    _refuse_fused_paths(model)
+    leave_fused_paths(model, layers)
     return report
-
-
-def _refuse_fused_paths(model: nn.Module) -> None:
-    """Keep torch's encoder layer from computing with the weights past the layers that hold them."""
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(x, Training) for x in module.children()):
-            module.activation_relu_or_gelu = 0
 
 
 def _join(path: str, name: str) -> str:

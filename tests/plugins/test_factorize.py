@@ -32,6 +32,7 @@ from compress_core.errors import ModelError
 from compress_core.masks import hold_zeros
 from compress_core.measure import counts
 from compress_core.parts import Change, TrainingTechnique
+from tests.plugins.test_quantize import Masked
 from tests.support import NETS, make, make_run
 
 METHODS = ("spatial", "tucker", "channel")
@@ -384,6 +385,16 @@ def test_the_pieces_of_a_transformer_are_called_in_eval_mode_too():
             torch.testing.assert_close(found(image), fused)
         finally:
             torch.backends.mha.set_fastpath_enabled(True)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_the_pieces_of_an_encoder_with_a_padding_mask_are_called():
+    run = make_run()
+    found = apply_techniques(Masked(), [Factorize(ratio=0.5, skip=("embed", "head"))], run)
+    assert isinstance(found.encoder.layers[0].linear1, nn.Sequential)
+    with torch.no_grad():
+        evaluated, trained = (found.train(mode)(run.example[0][0]) for mode in (False, True))
+    torch.testing.assert_close(evaluated, trained)
 
 
 def test_factors_learn_what_the_truncation_lost():

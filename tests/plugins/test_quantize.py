@@ -277,6 +277,34 @@ def test_the_encoder_of_torch_computes_with_the_integers():
         assert not torch.equal(small(image), before)
 
 
+class Masked(nn.Module):
+    """An encoder of torch whose last three rows of every first image are padding."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        self.embed, self.encoder, self.head = nn.Linear(8, 16), nn.TransformerEncoder(layer, 2), nn.Linear(16, 10)
+
+    def forward(self, image):
+        padding = torch.zeros(len(image), 8, dtype=torch.bool)
+        padding[0, -3:] = True
+        rows = self.encoder(self.embed(image.squeeze(1)), src_key_padding_mask=padding)
+        return self.head(rows.masked_fill(padding[:, :, None], 0).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_an_encoder_with_a_padding_mask_computes_with_the_integers(tmp_path):
+    run = make_run()
+    model = Masked().eval()
+    small = apply_techniques(model, [Quantize()], run)
+    image = run.example[0][0]
+    save(small, tmp_path / "model", factory=f"{__name__}:Masked")
+    loaded = load(tmp_path / "model", factory=f"{__name__}:Masked")
+    with torch.no_grad():
+        assert torch.dist(small(image), model(image)) < 0.05 * model(image).norm()
+        assert torch.equal(loaded(image), small(image))
+
+
 def test_a_lone_layer_is_replaced():
     class Flat(Classification):
         def inputs(self, batch):
