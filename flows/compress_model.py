@@ -7,6 +7,7 @@ like; all it needs of the recipe is the names of the steps and what each must wa
 """
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ from compress_core.recipe import Recipe, Settings, read_recipe
 from compress_core.report import Report, load_report
 from compress_core.report.rendering import table
 from compress_core.report.wording import headline_words
-from compress_core.workspace import Workspace
+from compress_core.workspace import Workspace, ending_with_status
 
 BUSY = "is busy, it is being blocked by:"
 """What DVC says when another process works on the same files: waited for, no failure."""
@@ -157,4 +158,6 @@ def main() -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(not main())
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that its own server ends as well
+    with ending_with_status():
+        sys.exit(not main())

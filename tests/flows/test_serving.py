@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
 import sys
 from contextlib import suppress
@@ -10,6 +11,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import psutil
 import pytest
 
 from tests.flows.flows import (
@@ -69,14 +71,27 @@ def test_a_served_flow_is_run_cancelled_and_run_again(workspace: Path, port: int
 
 
 @pytest.mark.slow
-def test_without_a_server_the_script_has_nothing_to_do_after_dvc_repro(
+def test_where_no_server_answers_a_script_has_its_own_and_both_end_with_their_stages(
     workspace: Path, port: int, tmp_path: Path
 ) -> None:
+    make_student_wait(workspace)
+    with started(workspace, *FLOW, PREFECT_HOME=str(tmp_path / "home")) as flow:
+        wait_for(lambda: begun(workspace))
+        assert f"no Prefect server answers at http://127.0.0.1:{port}/api" in flow.text
+        children = psutil.Process(flow.process.pid).children(recursive=True)
+        assert any("uvicorn" in child.cmdline() for child in children)
+        flow.process.terminate()
+        assert flow.end() == 128 + signal.SIGTERM, flow.text
+    _, alive = psutil.wait_procs(children, timeout=15)
+    assert alive == []
+
+
+@pytest.mark.slow
+def test_a_script_has_nothing_to_do_after_dvc_repro(workspace: Path, server: str) -> None:
     touch_student(workspace)
     assert repro(workspace) == ["student"]
-    with started(workspace, *FLOW, PREFECT_HOME=str(tmp_path / "home")) as flow:
+    with started(workspace, *FLOW, PREFECT_API_URL=server) as flow:
         assert flow.end() == 0, flow.text
-    assert f"no Prefect server answers at http://127.0.0.1:{port}/api" in flow.text
     assert executed(flow.text) == []
     assert all(f"Stage 'step@{name}' didn't change, skipping" in flow.text for name in STEPS)
 
