@@ -25,7 +25,7 @@ def as_column(value: object, where: str) -> Tensor:
         where: what an error names.
 
     Raises:
-        DataError: it is no array of numbers, it has no axis, or a number is missing or infinite.
+        DataError: it is no array of numbers, it has no axis, or a number is missing, infinite or too large.
     """
     if isinstance(value, Tensor):
         tensor = value.detach().cpu()
@@ -48,7 +48,14 @@ def as_column(value: object, where: str) -> Tensor:
     elif tensor.dtype == torch.uint8 and tensor.ndim >= 3:
         tensor = tensor.float() / 255
     elif tensor.ndim == 1 and not tensor.is_floating_point() and tensor.dtype != torch.bool:
-        tensor = tensor.long()
+        unsigned, tensor = tensor.dtype == torch.uint64, tensor.long()
+        if unsigned and len(wrong := torch.nonzero(tensor < 0)):
+            row = int(wrong[0, 0])
+            raise DataError(
+                f"row {row} holds {int(tensor[row]) + 2**64}, more than 64 bits hold with a sign",
+                where=where,
+                mend="number what it counts from 0",
+            )
     refuse_missing_numbers(tensor, where)
     return tensor.contiguous()
 

@@ -97,17 +97,17 @@ class Conversion:
             return torch.tensor([self._class(name, rows, index) for index, name in enumerate(column.to_pylist())])
         if not pa.types.is_integer(column.type) and not pa.types.is_boolean(column.type):
             return _numbers(rows, self.source.label)
-        label = torch.tensor(column.to_pylist(), dtype=torch.int64)
-        if len(wrong := torch.nonzero(label < 0)):
-            row = int(wrong[0, 0])
+        values = column.to_pylist()
+        if wrong := [row for row, value in enumerate(values) if not 0 <= value < 2**63]:
+            row = wrong[0]
             raise DataError(
-                f"column {self.source.label!r} is {int(label[row])}, no class; {len(wrong)} of {len(label)} are "
-                "below 0",
+                f"column {self.source.label!r} is {values[row]}, no class; {len(wrong)} of {len(values)} are "
+                "below 0 or too large",
                 where=rows.place(row),
                 mend="number the classes from 0; unlabelled test files hold -1: use another file. "
                 "Numbers to predict are stored as floating point",
             )
-        return label
+        return torch.tensor(values, dtype=torch.int64)
 
     def _class(self, name: object, rows: Rows, index: int) -> int:
         assert self.classes is not None

@@ -21,7 +21,7 @@ class Import(DataSource):
 
     Arrays are tensors, NumPy arrays or nested lists, one entry for each example. float64 becomes float32, whole
     numbers on one axis int64, bytes on three axes or more (images) float32 in [0, 1]. A function with a parameter
-    `seed` is given the recipe's; torch is seeded with it too.
+    `seed` is given the recipe's; torch, NumPy and `random` are seeded with it too.
     """
 
     name = "import"
@@ -56,7 +56,8 @@ class Import(DataSource):
         found = self._call(make, seed)
         about: Mapping[str, Any] = {"source": self.factory}
         if isinstance(found, Splits):
-            found, about = {name: getattr(found, name) for name in SPLITS}, found.about
+            about = found.about
+            found = {name: getattr(found, name) for name in SPLITS}
         return splits_from(
             found,
             validation=self.validation,
@@ -68,13 +69,12 @@ class Import(DataSource):
         )
 
     def _call(self, make: Any, seed: int) -> object:
-        import torch
+        from compress_core.seeding import seeded
 
         params: Mapping[str, Any] = self.params
         if "seed" not in params and "seed" in _parameters(make):
             params = {**params, "seed": seed}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             try:
                 return make(**params)
             except CompressError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,14 +63,14 @@ class Npz(DataSource):
 
         try:
             arrays = np.load(self.path, allow_pickle=False)
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise DataError("it holds one array without a name", where=self.path, mend=_MEND)
-            with arrays:
-                return {name: arrays[name] for name in arrays.files}
+            if isinstance(arrays, np.lib.npyio.NpzFile):
+                with arrays:
+                    return {name: arrays[name] for name in arrays.files}
         except FileNotFoundError as error:
             raise DataError("there is no such file", where=self.path, mend=f"looked in {Path.cwd()}") from error
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # zipfile, zlib, lzma and numpy each have their own for a damaged file
             raise DataError(f"it is no .npz file of plain arrays: {error}", where=self.path, mend=_MEND) from error
+        raise DataError("it holds one array without a name", where=self.path, mend=_MEND)
 
 
 _MEND = "write it with numpy.savez(path, train_image=…, train_label=…), with arrays of numbers"

@@ -135,10 +135,17 @@ class Parquet(DataSource):
         return class_names(self._files(self.train)[0], self.label)
 
     def _files(self, name: str) -> tuple[Path, ...]:
-        base = Path(os.environ.get(FOLDER_VARIABLE) or ".") / self.folder
+        base, pattern = Path(os.environ.get(FOLDER_VARIABLE) or ".") / self.folder, Path(name)
         if "*" not in name:
             return (base / name,)
-        found = tuple(sorted(base.glob(name)))
+        if pattern.is_absolute():
+            base, pattern = Path(pattern.anchor), pattern.relative_to(pattern.anchor)
+        try:
+            found = tuple(sorted(base.glob(str(pattern))))
+        except ValueError as error:
+            raise DataError(
+                f"{name!r} is no pattern: {error}", where=str(base), mend="such as train-*.parquet"
+            ) from error
         if not found:
             raise DataError(
                 f"no file fits the pattern {name!r}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from hashlib import sha256
@@ -32,6 +33,10 @@ def arrays(count=40, **more):
 def returned(**params):
     """What a user's function returns in these tests."""
     return params
+
+
+def drawn():
+    return {"train": {"x": [[np.random.rand(), random.random()] for _ in range(20)]}}
 
 
 def seeded(seed):
@@ -169,6 +174,7 @@ def test_arrays_become_columns_of_the_formats_that_networks_take(value, dtype, f
         ([None, 1], "cannot be read as an array"),
         (3.0, "single number"),
         ([1j], "complex"),
+        (np.array([1, 2**63 + 1], dtype=np.uint64), "row 1 holds 9223372036854775809"),
         ([1.0, float("nan")], "row 1 holds nan; 1 of 2"),
         ([[1.0, 2.0], [3.0, float("-inf")]], "row 1 holds -inf"),
     ],
@@ -213,6 +219,14 @@ def test_missing_splits_are_cut_from_train_with_the_classes_in_their_shares():
     assert sorted(rows(splits)[:, 0].tolist()) == list(range(0, 800, 4))
     only_test = imported({"train": arrays(200), "validation": arrays(8)}, test=0.25)
     assert [len(getattr(only_test, name)) for name in SPLITS] == [150, 8, 50]
+
+
+def test_a_function_that_draws_from_numpy_and_random_gives_the_same_examples_again():
+    def examples(seed):
+        return Import(factory="tests.plugins.test_data:drawn").splits(seed).train.column("x")
+
+    assert torch.equal(examples(5), examples(5))
+    assert not torch.any(examples(5) == examples(6))
 
 
 def test_a_function_with_a_parameter_seed_is_given_the_recipes():
@@ -301,6 +315,21 @@ def test_a_file_that_is_no_set_of_plain_arrays_is_refused(tmp_path):
         with pytest.raises(DataError, match=what) as error:
             Npz(path=str(tmp_path / name)).splits(0)
         assert error.value.where == str(tmp_path / name)
+
+
+def test_a_damaged_file_is_refused_wherever_the_damage_is(tmp_path):
+    path = tmp_path / "data.npz"
+    image = np.random.default_rng(0).random((200, 8), dtype=np.float32)
+    np.savez_compressed(path, image=image, label=np.arange(200) % 3)
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(0, len(whole), 23):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            Npz(path=str(path)).splits(0)
+        except DataError:
+            refused += 1
+    assert refused > len(whole) / 23 * 0.8
 
 
 def test_the_packages_of_data_and_tasks_import_neither_torch_nor_numpy_nor_pyarrow():

@@ -156,6 +156,16 @@ def test_a_pattern_joins_files_and_errors_count_rows_within_each(folder):
         source(folder, train="t*.arrow", image="image").splits(0)
 
 
+def test_a_pattern_may_be_absolute_and_one_that_makes_no_sense_is_named(folder):
+    for name in ("train-0", "train-1", "test"):
+        images(folder / f"{name}.parquet", pixels())
+    absolute = source("elsewhere", train=f"{folder}/train-*.parquet", test=f"{folder}/test.parquet", image="image")
+    assert absolute.files() == tuple(folder / f"{name}.parquet" for name in ("train-0", "train-1", "test"))
+    assert absolute.splits(0).about["rows"] == {"train": 43, "validation": 5, "test": 24}
+    with pytest.raises(DataError, match=r"'train-\*\*.parquet' is no pattern"):
+        source(folder, train="train-**.parquet", image="image").files()
+
+
 def test_a_relative_folder_lies_in_compress_data(folder, monkeypatch):
     (folder / "sets" / "mine").mkdir(parents=True)
     for name in ("train", "test"):
@@ -262,10 +272,23 @@ def test_splits_of_other_shapes_or_formats_are_refused(folder, train, test, what
 def test_images_have_the_size_of_the_first_training_image_in_every_split(folder):
     images(folder / "train.parquet", pixels(24, (8, 8)))
     images(folder / "test.parquet", pixels(24, (16, 16)))
-    with pytest.raises(DataError, match="test.parquet, row 0: the image is 16x16, the first one 8x8") as error:
+    with pytest.raises(DataError, match=r"test.parquet, row 0: the image is 16x16, the first one 8x8") as error:
         source(folder, image="image").splits(0)
     assert error.value.mend == "scale all of them: `size: [8, 8]`"
     assert source(folder, image="image", size=(8, 8)).splits(0).test.column("image").shape == (24, 3, 8, 8)
+
+
+def test_labels_without_a_sign_are_numbers_of_classes_unless_they_are_too_large(folder):
+    def write_both(labels):
+        for name in ("train", "test"):
+            write(folder / f"{name}.parquet", x=[0.0] * 20, label=pa.array(labels, pa.uint64()))
+
+    write_both([0, 1] * 10)
+    label = source(folder, numbers=("x",)).splits(0).test.column("label")
+    assert (label.dtype, label.tolist()) == (torch.int64, [0, 1] * 10)
+    write_both([0] * 19 + [2**63 + 1])
+    with pytest.raises(DataError, match=f"label' is {2**63 + 1}, no class; "):
+        source(folder, numbers=("x",)).splits(0)
 
 
 @pytest.mark.parametrize(
