@@ -11,7 +11,7 @@ run: $(READY)  ## run the recipe of params.yaml and print the report
 	compress report
 
 test: $(READY)  ## the whole test suite
-	python -m pytest -n 2
+	python -m pytest -n 2 --dist loadgroup
 
 lint: $(READY)  ## style, types and the arrows between the packages
 	ruff check .

@@ -3,3 +3,11 @@
 from __future__ import annotations
 
 collect_ignore = ["example_plugin"]  # a package of its own: test_example_plugin.py installs it and runs its tests
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a server, or a finished workspace, stay in one process when several run tests."""
+    for item in items:
+        folder = item.path.parent.name
+        if folder in {"flows", "pipeline"}:
+            item.add_marker(pytest.mark.xdist_group(folder))
