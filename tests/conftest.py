@@ -1,6 +1,14 @@
-"""What pytest must know of this folder."""
+"""What every test shares, and what pytest must know of this folder."""
 
 from __future__ import annotations
+
+import os
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # set before torch is imported: processes that share cores do not wait
+os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
 
 collect_ignore = ["example_plugin"]  # a package of its own: test_example_plugin.py installs it and runs its tests
 
