@@ -12,24 +12,27 @@ from compress_core.errors import BrokenModelError, CompressError
 from compress_core.order import ordered
 from compress_core.parts import Change, Technique, TrainingTechnique
 from compress_core.run import Run
+from compress_core.seeding import seeded
 
 
 def apply_techniques(model: nn.Module, techniques: Sequence[Technique], run: Run) -> nn.Module:
     """Return what the techniques of one step make of a network; `model` itself stays as it is.
 
+    Whatever they draw at random comes from the run's seed; the caller's random numbers are left alone.
+
     Raises:
         CompressError: a technique refuses the network, training fails, or the result does not run.
     """
-    torch.manual_seed(run.seed)
-    result = deepcopy(model).to(run.device)
-    plain = [technique for technique in ordered(techniques) if not isinstance(technique, TrainingTechnique)]
-    for technique in (entry for entry in plain if not entry.after_training):
-        result = _apply(technique, result, run)
-    if training := [technique for technique in techniques if isinstance(technique, TrainingTechnique)]:
-        result = run.train(result, training)
-    for technique in (entry for entry in plain if entry.after_training):
-        result = _apply(technique, result, run)
-    check_runs(result, run, techniques)
+    with seeded(run.seed):
+        result = deepcopy(model).to(run.device)
+        plain = [technique for technique in ordered(techniques) if not isinstance(technique, TrainingTechnique)]
+        for technique in (entry for entry in plain if not entry.after_training):
+            result = _apply(technique, result, run)
+        if training := [technique for technique in techniques if isinstance(technique, TrainingTechnique)]:
+            result = run.train(result, training)
+        for technique in (entry for entry in plain if entry.after_training):
+            result = _apply(technique, result, run)
+        check_runs(result, run, techniques)
     return result.eval()
 
 

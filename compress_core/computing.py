@@ -28,6 +28,7 @@ COMPUTES = frozenset(
         "rebuilding",
         "recipe",  # what a step is
         "run",
+        "seeding",
         "selecting",  # which modules a pattern means
         "stage",
         "structure",
@@ -62,7 +63,7 @@ ASIDE = frozenset(
     }
 )
 """Modules whose changes leave every result as it was. A module in neither set counts as one that computes."""
-FOR_DATA = frozenset({"data", "files", "parts", "recipe"})
+FOR_DATA = frozenset({"data", "files", "parts", "recipe", "seeding"})
 """The part of the core that makes artifacts/data."""
 MEASURES = frozenset({"measure", "report", "timing"})
 """The part of the core that makes the report."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from compress_core.errors import ArtifactError, CompressError, DataError
 from compress_core.files import read_manifest, replacing, write_manifest, write_tensors
+from compress_core.seeding import seeded
 
 if TYPE_CHECKING:
     from compress_core.recipe import Recipe
@@ -137,13 +138,14 @@ def load_splits(folder: Path) -> Splits:
 
 
 def make_splits(recipe: Recipe) -> Splits:
-    """The examples of a recipe's data source.
+    """The examples of a recipe's data source, which draws whatever is random from the recipe's seed.
 
     Raises:
         CompressError: they cannot be read, or are not what the recipe says.
     """
     try:
-        return recipe.data.splits(recipe.seed)
+        with seeded(recipe.seed):
+            return recipe.data.splits(recipe.seed)
     except CompressError as error:
         raise error.inside(f"{recipe.path}, data") from error.__cause__
 

@@ -6,11 +6,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from compress_core.errors import CompressError, ModelError
 from compress_core.imports import resolve
+from compress_core.seeding import seeded
 
 ORIGIN = "_compress_factory"
 """The mark under which a network keeps its factory and arguments, through copies too."""
@@ -34,8 +34,7 @@ def build_model(
     make = resolve(factory, error, f"{where}.factory")
     if not callable(make):
         raise error(f"{factory!r} is no function or class", where=f"{where}.factory", mend=MEND)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         try:
             model = make(**params)
         except CompressError:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +37,19 @@ class Attribute(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x) * self.factor + self.passing
+
+
+def drawn() -> tuple[float, float, float]:
+    """A number from each of the generators that a user's code may use."""
+    return float(torch.rand(())), float(np.random.rand()), random.random()
+
+
+class Drawn(nn.Module):
+    """Its weights come from three generators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn = drawn()
 
 
 class Frozen(nn.Module):

@@ -62,7 +62,16 @@ def test_two_plain_values_are_the_same_if_every_part_has_the_same_type_and_value
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [((1,), (True,)), ((1,), (1.0,)), ((1,), [1]), (0.0, -0.0), ("a", object()), (object(), object())]
+    ("one", "other"),
+    [
+        ((1,), (True,)),
+        ((1,), (1.0,)),
+        ((1,), [1]),
+        (0.0, -0.0),
+        (torch.Size([1]), (1,)),
+        ("a", object()),
+        (object(), object()),
+    ],
 )
 def test_values_that_only_look_alike_are_not_the_same(one, other):
     assert not same(one, other)
