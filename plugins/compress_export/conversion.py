@@ -91,11 +91,13 @@ def convert(model: nn.Module, example: Example, opset: int) -> onnx.ModelProto:
 
 
 def _take_prefix_away(program: torch.onnx.ONNXProgram) -> None:
-    """Call the weights what the network calls them."""
-    known = program.model.graph.initializers
-    for name in list(known):
-        if name.startswith(_PREFIX) and name.removeprefix(_PREFIX) not in known:
-            known[name].name = name.removeprefix(_PREFIX)
+    """Call the weights what the network calls them, unless something else has that name."""
+    graph = program.model.graph
+    taken = {value.name for value in graph.inputs} | set(graph.initializers)
+    taken |= {value.name for node in graph.all_nodes() for value in node.outputs}
+    for name in list(graph.initializers):
+        if name.startswith(_PREFIX) and name.removeprefix(_PREFIX) not in taken:
+            graph.initializers[name].name = name.removeprefix(_PREFIX)
 
 
 def strip(proto: onnx.ModelProto) -> None:

@@ -146,6 +146,30 @@ def test_weights_keep_their_names(exported):
     assert {"stem.weight", "blocks.1.skip.0.weight", "head.bias"} <= names
 
 
+class Namesake(nn.Module):
+    """A network whose parameters are called like its input, its output and an operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.output, self.add, self.scale = (
+            nn.Parameter(torch.rand(size) + 0.5) for size in (8, 10, 10, 10)
+        )
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, image):
+        logits = (self.head((image + self.image).flatten(1)) + self.add) * self.output
+        return {"scale": logits * self.scale}
+
+
+def test_a_weight_that_has_the_name_of_something_else_keeps_its_place(tmp_path):
+    model, image = Namesake().eval(), torch.rand(3, 1, 8, 8)
+    Onnx().export(model, tmp_path, ((image,), {}))
+    names = {tensor.name for tensor in onnx.load(tmp_path / "model.onnx").graph.initializer}
+    assert {"network.image", "network.add", "network.scale", "output", "head.weight"} <= names
+    found = Onnx().load(tmp_path, 1)(image)["scale"]
+    assert torch.allclose(found, model(image)["scale"], rtol=1e-4)
+
+
 def test_the_network_keeps_its_modes_and_weights(tmp_path):
     model = make("conv").train()
     model.blocks.eval()
