@@ -2,6 +2,7 @@
 
 A candidate is a set of ranks. Only those count that need fewer parameters and fewer multiplications than the
 layer, and of these only the ones that no other candidate betters in both what it keeps and its parameters.
+All is computed on the processor in float64, wherever the layer is; the pieces are built where it is.
 """
 
 from __future__ import annotations
@@ -95,20 +96,25 @@ def worthwhile(layer: Layer, area: Area, method: Method, multiple: int = 1) -> C
 
 def candidates(layer: Layer, area: Area, method: Method, multiple: int = 1) -> Candidates:
     """Every set of ranks that a layer may get."""
-    weight = layer.weight.detach()
+    weight = _weight_of(layer)
     if isinstance(layer, nn.Linear):
-        kept = kept_by_rank(torch.linalg.svdvals(weight.double()))
+        kept = kept_by_rank(torch.linalg.svdvals(weight))
         return _of_one_rank(kept, (weight.shape[1], area.outputs), (weight.shape[0], area.outputs), multiple)
     outputs, inputs, height, width = weight.shape
     match _method(layer, method):
         case "spatial":
-            kept = kept_by_rank(torch.linalg.svdvals(spatial_matrix(weight).double()))
+            kept = kept_by_rank(torch.linalg.svdvals(spatial_matrix(weight)))
             return _of_one_rank(kept, (inputs * height, area.between), (outputs * width, area.outputs), multiple)
         case "channel":
-            kept = kept_by_rank(torch.linalg.svdvals(weight.flatten(1).double()))
+            kept = kept_by_rank(torch.linalg.svdvals(weight.flatten(1)))
             return _of_one_rank(kept, (inputs * height * width, area.outputs), (outputs, area.outputs), multiple)
         case "tucker":
             return _of_two_ranks(weight, area, multiple)
+
+
+def _weight_of(layer: Layer) -> Tensor:
+    """The weight to compute with: on the processor, in float64."""
+    return layer.weight.detach().cpu().double()
 
 
 def _method(layer: nn.Conv2d, method: Method) -> Method:
@@ -159,7 +165,7 @@ class _Piece:
 
 def _split(layer: Layer, ranks: Sequence[int], method: Method) -> list[_Piece]:
     """The pieces in the order in which they are applied."""
-    weight = layer.weight.detach()
+    weight = _weight_of(layer)
     if isinstance(layer, nn.Linear):
         left, right = matrix_factors(weight, ranks[0])
         return [_Piece(right), _Piece(left)]
@@ -185,7 +191,7 @@ def _error(layer: Layer, pieces: Sequence[_Piece]) -> float:
     found = pieces[0].weight
     for piece in pieces[1:]:
         found = _after(piece.weight, found)
-    weight = layer.weight.detach().double()
+    weight = _weight_of(layer)
     return float(torch.linalg.vector_norm(weight - found) / torch.linalg.vector_norm(weight))
 
 
@@ -219,7 +225,7 @@ def _layer_of(layer: Layer, piece: _Piece, *, last: bool) -> Layer:
             nn.Conv2d, inputs, outputs, kernel, **geometry, **placed
         )
     with torch.no_grad():
-        made.weight.copy_(piece.weight)
+        made.weight.copy_(piece.weight.to(layer.weight.dtype))
         made.weight.requires_grad_(layer.weight.requires_grad)
         if made.bias is not None and layer.bias is not None:
             made.bias.copy_(layer.bias)

@@ -22,7 +22,7 @@ class WeightMasks(nn.Module):
         super().__init__()
         self.names, self.whole = tuple(names), whole
         self.zeros_before = sum(int((weight == 0).sum()) for weight in self.weights(model))
-        self.register_buffer("done", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("done", torch.zeros(()))
         for index, weight in enumerate(self.weights(model)):
             self.register_buffer(f"gone_{index}", torch.zeros_like(weight, dtype=torch.bool))
 
@@ -37,7 +37,7 @@ class WeightMasks(nn.Module):
 
     def grow(self, model: nn.Module, share: float) -> None:
         """Remove the smallest weights until their share is `share`; nothing if it is already."""
-        if share <= float(self.done):
+        if _reached(self.done, share):
             return
         masks = removed(self.weights(model), share, whole=self.whole, gone=self.gone)
         for mask, found in zip(self.gone, masks, strict=True):
@@ -69,7 +69,7 @@ class ChannelMasks(nn.Module):
         super().__init__()
         self.groups, self.amount, self.multiple, self.whole = tuple(groups), amount, multiple, whole
         self.power = 1 if criterion == "l1" else 2
-        self.register_buffer("done", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("done", torch.zeros(()))
         for index, group in enumerate(groups):
             self.register_buffer(f"gone_{index}", torch.zeros(group.size, dtype=torch.bool))
 
@@ -85,7 +85,7 @@ class ChannelMasks(nn.Module):
 
     def grow(self, model: nn.Module, share: float) -> None:
         """Remove channels until `share` of all that shall go in the end have gone."""
-        if share <= float(self.done):
+        if _reached(self.done, share):
             return
         gone = [mask.cpu() for mask in self.gone]
         scores = [importance(model, group, self.power) for group in self.groups]
@@ -99,3 +99,8 @@ class ChannelMasks(nn.Module):
     def hold(self, model: nn.Module) -> None:
         """Set the weights of what is gone to zero, in place."""
         zero_keeps(model, self.keeps)
+
+
+def _reached(done: Tensor, share: float) -> bool:
+    """Whether a share is done, as exactly as the format of `done` can tell."""
+    return bool(done >= done.new_tensor(share))

@@ -149,5 +149,5 @@ def _double(value: Any) -> Any:
 
 def _agree(one: Tensor, other: Tensor) -> bool:
     tolerance = TOLERANCE.get(one.dtype, 1e-2)
-    one, other = one.double(), other.double()
+    one, other = one.cpu().double(), other.cpu().double()
     return bool((one - other).norm() <= tolerance * one.norm())

@@ -71,14 +71,16 @@ def _grid(path: str, observer: ActivationQuantizer) -> Quantizer:
 
 
 def _normalization(norm: nn.Module) -> Normalization:
+    """What a BatchNorm does, on the processor."""
     assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
     assert norm.running_mean is not None
     assert norm.running_var is not None
+    mean, variance = norm.running_mean.cpu(), norm.running_var.cpu()
     return Normalization(
-        norm.running_mean,
-        norm.running_var,
-        norm.weight.detach() if norm.affine else torch.ones_like(norm.running_mean),
-        norm.bias.detach() if norm.affine else torch.zeros_like(norm.running_mean),
+        mean,
+        variance,
+        norm.weight.detach().cpu() if norm.affine else torch.ones_like(mean),
+        norm.bias.detach().cpu() if norm.affine else torch.zeros_like(mean),
         norm.eps,
     )
 

@@ -214,7 +214,7 @@ KEPT: tuple[type[_Kept], ...] = (QuantizedLinear, QuantizedConv1d, QuantizedConv
 
 @torch.no_grad()
 def freeze(layer: Training, input_scale: Tensor, norm: Normalization | None) -> _Kept:
-    """The kept layer of a training layer, with the normalization behind it folded in.
+    """The kept layer of a training layer, with the normalization behind it folded in, on the layer's device.
 
     Args:
         layer: a training layer.
@@ -222,20 +222,23 @@ def freeze(layer: Training, input_scale: Tensor, norm: Normalization | None) -> 
         norm: what the BatchNorm behind it does, if there is one.
     """
     assert isinstance(layer, Layer)
-    weight = layer.weight.detach()
-    scale = symmetric_scale(weight)
-    integers = quantize(weight, per_channel(scale, weight.ndim), 0, WEIGHT_LOWEST, WEIGHT_HIGHEST)
-    found = Integers(integers, scale, None if layer.bias is None else layer.bias.detach())
-    if norm is not None:
-        found = fold(found, norm)
-    found, bias_scale = with_integer_bias(found, input_scale)
-    kept = _empty(layer, bias=found.bias is not None).to(weight.device)
+    found, bias_scale = integers_of(layer, input_scale, norm)
+    kept = _empty(layer, bias=found.bias is not None)
     kept.weight.copy_(found.weight)
     kept.scale.copy_(found.scale)
     if found.bias is not None:
         kept.bias.copy_(found.bias)
         kept.bias_scale.copy_(bias_scale)
-    return kept.train(layer.training)
+    return kept.to(layer.weight.device).train(layer.training)
+
+
+def integers_of(layer: Layer, input_scale: Tensor, norm: Normalization | None) -> tuple[Integers, Tensor]:
+    """A layer's integers and the scale of its bias (out,), on the processor, as `input_scale` and `norm` are."""
+    weight = layer.weight.detach().cpu()
+    scale = symmetric_scale(weight)
+    integers = quantize(weight, per_channel(scale, weight.ndim), 0, WEIGHT_LOWEST, WEIGHT_HIGHEST)
+    found = Integers(integers, scale, None if layer.bias is None else layer.bias.detach().cpu())
+    return with_integer_bias(found if norm is None else fold(found, norm), input_scale)
 
 
 def _empty(layer: Layer, *, bias: bool) -> _Kept:

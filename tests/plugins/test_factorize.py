@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from itertools import product
 from math import prod, sqrt
@@ -19,7 +20,7 @@ from compress_factorize.lowrank import (
     spatial_matrix,
     tucker_factors,
 )
-from compress_factorize.pieces import Area, Candidates, candidates, factors_of, worthwhile
+from compress_factorize.pieces import Area, Candidates, _split, candidates, factors_of, worthwhile
 from compress_factorize.recalibration import recalibrate
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,6 +33,7 @@ from compress_core.errors import ModelError
 from compress_core.masks import hold_zeros
 from compress_core.measure import counts
 from compress_core.parts import Change, TrainingTechnique
+from tests.elsewhere import elsewhere
 from tests.plugins.test_quantize import Masked
 from tests.support import NETS, make, make_run
 
@@ -385,6 +387,19 @@ def test_the_pieces_of_a_transformer_are_called_in_eval_mode_too():
             torch.testing.assert_close(found(image), fused)
         finally:
             torch.backends.mha.set_fastpath_enabled(True)
+
+
+@pytest.mark.parametrize("method", ["spatial", "tucker", "channel"])
+@pytest.mark.parametrize("layer", [nn.Conv2d(6, 4, 3), nn.Conv2d(6, 4, 1), nn.Linear(6, 4)], ids=str)
+def test_ranks_and_factors_are_computed_on_the_processor_wherever_the_layer_is(layer, method):
+    layer = deepcopy(layer)
+    with elsewhere(layer):
+        found = candidates(layer, Area(2, 2, 2), method)
+        pieces = _split(layer, [2, 2], method)
+    for tensor in (found.ranks, found.kept, found.parameters, found.macs, *(piece.weight for piece in pieces)):
+        assert tensor.device.type == "cpu"
+    assert {tensor.dtype for tensor in (found.kept, *(piece.weight for piece in pieces))} == {torch.float64}
+    assert layer.weight.device.type == "cuda"
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

@@ -188,6 +188,20 @@ def test_zeros_that_are_there_already_are_kept_and_count():
         assert torch.equal(two, three)
 
 
+@pytest.mark.parametrize(("granularity", "share"), [("weight", 0.7), ("channel", 0.7), ("channel", 0.1)])
+def test_masks_that_have_grown_to_a_share_stay_until_it_rises(granularity, share):
+    model = make("conv")
+    masks = Prune(amount=0.9, granularity=granularity, scope="global").begin(model, make_run())
+    masks.grow(model, share)
+    before = [mask.clone() for mask in masks.gone]
+    with torch.no_grad():
+        for index, weight in enumerate(matrices(model)):
+            weight.normal_(generator=torch.Generator().manual_seed(index)).mul_(10.0 ** (index % 3))
+    masks.grow(model, share)
+    assert all(torch.equal(one, other) for one, other in zip(before, masks.gone, strict=True))
+    assert torch.float64 not in {buffer.dtype for buffer in masks.buffers()}  # some devices cannot hold it
+
+
 def test_trained_magnitudes_say_more_than_chance():
     run = make_run()
     trained = apply_techniques(make("mlp"), [Epochs(epochs=6)], run)

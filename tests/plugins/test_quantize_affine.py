@@ -13,13 +13,16 @@ from compress_quantize.affine import (
     quantize,
     symmetric_scale,
 )
+from compress_quantize.finishing import _normalization
 from compress_quantize.folding import Integers, Normalization, fold, with_integer_bias
-from compress_quantize.layers import QuantizedConv2d, TrainingConv2d, freeze, make_trainable, reopen
+from compress_quantize.layers import QuantizedConv2d, TrainingConv2d, freeze, integers_of, make_trainable, reopen
 from compress_quantize.observers import ActivationQuantizer, Quantizer, value_range
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.ao.quantization import MinMaxObserver, PerChannelMinMaxObserver
+
+from tests.elsewhere import elsewhere
 
 SEEDS = st.integers(0, 2**31)
 
@@ -182,3 +185,13 @@ def test_a_kept_convolution_computes_what_its_training_layer_computes(options):
     opened = reopen(kept)
     assert type(opened) is nn.Conv2d
     assert torch.allclose(opened(x), kept(x), atol=1e-5)
+
+
+def test_integers_are_computed_on_the_processor_wherever_the_layer_is():
+    layer = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6))
+    make_trainable(layer[0], source="elsewhere", norm="1")
+    with elsewhere(layer):
+        norm = _normalization(layer[1])
+        found, bias_scale = integers_of(layer[0], torch.tensor(0.01), norm)
+    assert layer[0].weight.device.type == "cuda"
+    assert {tensor.device.type for tensor in (found.weight, found.scale, found.bias, bias_scale)} == {"cpu"}
