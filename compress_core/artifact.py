@@ -26,6 +26,7 @@ from compress_core.imports import resolve
 from compress_core.masks import hold_zeros, masked_tensors
 from compress_core.plain_values import decode, encode, is_plain
 from compress_core.rebuilding import Types, apply_edits, factories_in
+from compress_core.sharing import overlap
 from compress_core.structure import differences, torch_types
 
 TENSORS = "model.safetensors"
@@ -48,6 +49,7 @@ def save(
     try:
         fresh = build_model(factory, params or {}, error=ArtifactError)
         edits = differences(model, fresh, module_types())
+        _refuse_shared_memory(model)
         tensors, ties = _tensors(model)
         passing = {name: tensor for name, tensor in _passing_buffers(model) if not _equals(fresh, name, tensor)}
         content = {
@@ -173,6 +175,16 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
             first[id(tensor)] = name
             written[name] = tensor
     return written, ties
+
+
+def _refuse_shared_memory(model: nn.Module) -> None:
+    """Refuse two tensors with a common element: a file holds each by itself, and one could then change alone."""
+    objects = {id(tensor): (name, tensor) for name, tensor in (*_named_tensors(model), *_passing_buffers(model))}
+    if found := overlap(dict(objects.values())):
+        raise ArtifactError(
+            f"the tensors {found[0]!r} and {found[1]!r} share memory without being one object",
+            mend="give both places the same nn.Parameter, or make one of them a copy with .clone()",
+        )
 
 
 def _equals(model: nn.Module, name: str, tensor: Tensor) -> bool:

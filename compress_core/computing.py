@@ -29,6 +29,7 @@ COMPUTES = frozenset(
         "recipe",  # what a step is
         "run",
         "seeding",
+        "sharing",
         "selecting",  # which modules a pattern means
         "stage",
         "structure",
@@ -63,7 +64,7 @@ ASIDE = frozenset(
     }
 )
 """Modules whose changes leave every result as it was. A module in neither set counts as one that computes."""
-FOR_DATA = frozenset({"data", "files", "parts", "recipe", "seeding"})
+FOR_DATA = frozenset({"data", "files", "parts", "recipe", "seeding", "sharing"})
 """The part of the core that makes artifacts/data."""
 MEASURES = frozenset({"measure", "report", "timing"})
 """The part of the core that makes the report."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress_core.errors import ArtifactError
+from compress_core.sharing import apart
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,6 +100,8 @@ def to_json(value: Any) -> str:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file, without metadata, whose order is not stable between processes.
 
+    Tensors that share memory are written as copies.
+
     Raises:
         ArtifactError: the disk is full, or the place cannot be written.
     """
@@ -107,7 +110,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
     with writing(path):
         try:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+            save_file(apart(tensors), path)
         except SafetensorError as error:
             raise OSError(str(error)) from error
 

@@ -22,6 +22,7 @@ from compress_core.errors import ModelError
 from compress_core.files import MANIFEST, read_manifest
 from compress_core.modes import evaluating, unfused
 from compress_core.parts import Task
+from compress_core.sharing import apart
 
 CONFIDENCE = 0.95
 RESAMPLES = 200
@@ -186,9 +187,8 @@ def tensor_bytes(model: nn.Module) -> int:
     """The bytes of a network's tensors in one safetensors file, each shared one once."""
     from safetensors.torch import save as to_bytes
 
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    unique = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
-    return len(to_bytes({name: tensors[name] for name in unique.values()}))
+    unique = {id(tensor): (name, tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
+    return len(to_bytes(apart(dict(unique.values()))))
 
 
 def shipped_bytes(folder: Path) -> int:

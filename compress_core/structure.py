@@ -26,6 +26,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
@@ -298,6 +299,8 @@ def _refuse_hidden_state(module: nn.Module, fresh: nn.Module, path: str) -> None
                 f"{place} holds {name!r} as {type(tensor).__name__}, a tensor subclass",
                 mend="keep plain tensors in a registered module type",
             )
+        if tensor.layout is not torch.strided:
+            raise ArtifactError(f"{place} holds {name!r} as a sparse tensor", mend="make it dense with .to_dense()")
     if type(module).get_extra_state is not nn.Module.get_extra_state:
         raise ArtifactError(f"{place} has extra state that is no tensor", mend="keep it in buffers")
 

@@ -100,6 +100,12 @@ class Own(nn.Module):
         return x
 
 
+def pair() -> nn.Module:
+    from tests.support import make
+
+    return nn.Sequential(make("mlp"), Attribute(), Attribute())
+
+
 def fails() -> nn.Module:
     raise ValueError("no such file")
 

@@ -140,6 +140,25 @@ def test_shared_weights_and_shared_modules_stay_shared(tmp_path):
     assert loaded.embed.weight.grad is loaded.head.weight.grad
 
 
+def test_parts_of_one_storage_come_back_each_with_its_values(tmp_path):
+    model = make("mlp").eval()
+    with torch.no_grad():
+        both = torch.randn(32, 96)
+        model.layers[1].weight = nn.Parameter(both[:, :64])
+        model.layers[3].weight = nn.Parameter(both[:, 64:])
+    loaded = round_trip(model, tmp_path, FACTORIES["mlp"])
+    image = torch.rand(2, 1, 8, 8)
+    assert torch.equal(model(image), loaded(image))
+
+
+def test_a_passing_buffer_in_two_places_may_change(tmp_path):
+    model = nn.Sequential(make("mlp"), nets.Attribute(), nets.Attribute())
+    model[2].passing = model[1].passing = torch.full((3,), 5.0)
+    save(model, tmp_path / "a", factory="tests.core.nets:pair")
+    loaded = load(tmp_path / "a", factory="tests.core.nets:pair")
+    assert loaded[1].passing.tolist() == loaded[2].passing.tolist() == [5.0] * 3
+
+
 def test_weights_that_were_tied_or_untied_since_stay_so(tmp_path):
     model = nets.Tied()
     model.head.weight = nn.Parameter(model.head.weight.detach().clone() + 1)
@@ -344,6 +363,22 @@ def with_an_object(model):
     model.layers[1].note = object()
 
 
+def with_a_view_of_a_weight(model):
+    model.layers[1].register_buffer("head", model.layers[1].weight.detach()[:2])
+
+
+def with_a_weight_on_another_s_memory(model):
+    model.layers[3].weight = nn.Parameter(model.layers[1].weight.detach()[:, :32])
+
+
+def with_a_passing_view(model):
+    model.layers[1].register_buffer("turned", model.layers[1].weight.detach().t(), persistent=False)
+
+
+def with_a_sparse_tensor(model):
+    model.layers[1].register_buffer("extra", torch.eye(3).to_sparse())
+
+
 def with_a_lazy_module(model):
     model.layers[1] = nn.LazyLinear(32)
 
@@ -362,6 +397,10 @@ def with_an_unplain_argument(model):
         (with_replaced_forward, "replaced `forward`", "registered type"),
         (with_unregistered_type, r"the type tests\.core\.nets\.Own", "register_modules"),
         (with_tensor_subclass, "'extra' as Doubled", "plain tensors"),
+        (with_a_view_of_a_weight, r"'layers.1.head' and 'layers.1.weight' share memory", "clone"),
+        (with_a_weight_on_another_s_memory, r"'layers.1.weight' and 'layers.3.weight' share", "same nn.Parameter"),
+        (with_a_passing_view, r"'layers.1.turned' and 'layers.1.weight' share memory", "clone"),
+        (with_a_sparse_tensor, "'extra' as a sparse tensor", "to_dense"),
         (with_an_object, "'note' of type object", "numbers"),
         (with_a_lazy_module, "lazy", "run the network once"),
         (with_an_unplain_argument, "type object", "numbers"),

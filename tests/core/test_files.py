@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from compress_core.errors import ArtifactError
 from compress_core.files import (
@@ -137,6 +138,14 @@ def test_the_same_content_has_the_same_bytes(tmp_path):
         == to_json({"a": [1.5, "ä"], "b": 1})
         == '{\n "a": [\n  1.5,\n  "ä"\n ],\n "b": 1\n}\n'
     )
+
+
+def test_tensors_that_share_memory_are_written_as_copies(tmp_path):
+    base = torch.arange(6.0).reshape(2, 3)
+    columns = {"x": base, "target": base, "turned": base.t(), "part": base[1:]}
+    write_tensors(tmp_path / "one", columns)
+    found = load_file(tmp_path / "one")
+    assert all(torch.equal(found[name], column) for name, column in columns.items())
 
 
 def test_no_figure_that_is_no_number_gets_into_json():
