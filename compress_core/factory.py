@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from compress_core.errors import CompressError, ModelError
-from compress_core.imports import resolve
+from compress_core.imports import resolve, stopped
 from compress_core.seeding import seeded
 
 ORIGIN = "_compress_factory"
@@ -39,7 +39,9 @@ def build_model(
             model = make(**params)
         except CompressError:
             raise
-        except Exception as failure:
+        except (Exception, SystemExit) as failure:
+            if stopped(failure):
+                raise
             raise error(
                 f"{factory!r} fails with {type(failure).__name__}: {failure}",
                 where=f"{where}.params",

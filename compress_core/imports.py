@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from compress_core.errors import CompressError, suggest
+
+
+def stopped(failure: BaseException) -> bool:
+    """Whether an exit is a signal's, which has a status above 128, and not that of the code which happened to run."""
+    return isinstance(failure, SystemExit) and isinstance(failure.code, int) and failure.code > 128
 
 
 def split_import(text: str, error: type[CompressError], where: str) -> tuple[str, str]:
@@ -41,7 +45,9 @@ def resolve(text: str, error: type[CompressError], where: str) -> Any:
         raise error(
             f"{text!r} does not resolve: its module needs {missing.name!r}", where=where, mend="install that package"
         ) from missing
-    except Exception as failure:
+    except (Exception, SystemExit) as failure:
+        if stopped(failure):
+            raise
         raise error(
             f"{text!r} does not resolve: {module_name} fails on import with {failure!r}",
             where=where,
@@ -52,12 +58,3 @@ def resolve(text: str, error: type[CompressError], where: str) -> Any:
             raise error(f"{text!r} does not resolve: no {name!r} there", where=where, mend=suggest(name, dir(found)))
         found = getattr(found, name)
     return found
-
-
-def source_of(module: str) -> Path | None:
-    """The file of a top-level module or package, found without importing it."""
-    try:
-        spec = find_spec(module.partition(".")[0])
-    except (ImportError, ValueError):
-        return None
-    return Path(spec.origin) if spec is not None and spec.origin not in {None, "built-in", "frozen"} else None
