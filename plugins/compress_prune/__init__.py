@@ -167,7 +167,7 @@ class Prune(TrainingTechnique):
             hold_zeros(model.get_submodule(path), tensor)
         weights = masks.weights(model)
         total, zeros = sum(weight.numel() for weight in weights), sum(int((weight == 0).sum()) for weight in weights)
-        went = zeros - masks.zeros_before
+        went = int(masks.went)
         said = f"{went} of {total} weights went" if went else "no weight went: nothing changed"
         run.say(f"prune: {said}; {zeros} are zero now")
         return model

@@ -17,11 +17,13 @@ class WeightMasks(nn.Module):
     """Masks of single weights, True where a weight is gone."""
 
     done: Tensor
+    went: Tensor
+    """How many weights the masks have made zero; those that were zero already do not count."""
 
     def __init__(self, model: nn.Module, names: Sequence[str], *, whole: bool) -> None:
         super().__init__()
         self.names, self.whole = tuple(names), whole
-        self.zeros_before = sum(int((weight == 0).sum()) for weight in self.weights(model))
+        self.register_buffer("went", torch.zeros((), dtype=torch.int64))
         self.register_buffer("done", torch.zeros(()))
         for index, weight in enumerate(self.weights(model)):
             self.register_buffer(f"gone_{index}", torch.zeros_like(weight, dtype=torch.bool))
@@ -39,8 +41,10 @@ class WeightMasks(nn.Module):
         """Remove the smallest weights until their share is `share`; nothing if it is already."""
         if _reached(self.done, share):
             return
-        masks = removed(self.weights(model), share, whole=self.whole, gone=self.gone)
-        for mask, found in zip(self.gone, masks, strict=True):
+        weights = self.weights(model)
+        masks = removed(weights, share, whole=self.whole, gone=self.gone)
+        for mask, found, weight in zip(self.gone, masks, weights, strict=True):
+            self.went += (found & ~mask & (weight != 0)).sum()
             mask.copy_(found)
         self.done.fill_(share)
         self.hold(model)

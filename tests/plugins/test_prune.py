@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -228,6 +229,22 @@ def test_it_says_how_many_weights_went_and_that_nothing_changed():
     apply_techniques(model, [Prune(amount=0.5)], run)
     assert said[0] == "prune: 1696 of 3392 weights went; 1696 are zero now"
     assert "nothing changed" in said[1]
+
+
+def test_zeros_that_training_fills_are_no_weights_that_came_back():
+    model = make("mlp")
+    with torch.no_grad():
+        model.layers[3].weight.zero_()
+    said: list[str] = []
+    run = make_run(teller=said.append)
+    pruned = apply_techniques(model, [Prune(amount=0.05), Epochs()], run)
+    assert zeros(pruned) < zeros(model)
+    total = sum(weight.numel() for weight in matrices(pruned))
+    told = re.fullmatch(r"prune: (\d+) of (\d+) weights went; (\d+) are zero now", said[-1])
+    went, also, now = map(int, told.groups())
+    assert also == total
+    assert now == zeros(pruned)
+    assert 0 < went <= sum(round(0.05 * weight.numel()) for weight in matrices(pruned))
 
 
 def test_no_epoch_is_chosen_before_the_schedule_has_ended():
