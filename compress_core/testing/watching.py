@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -63,14 +64,15 @@ def _registered(module: ModuleType) -> pluggy.PluginManager:
 
 
 def _play(manager: pluggy.PluginManager, root: Path) -> None:
-    trained, failed, exported = (
+    stages = trained, failed, exported = [
         Stage(name, root / name, {"tune.epochs": 2, "prune.skip": ["head"], "prune.amount": 0.5})
         for name in ("trained", "failed", "exported")
-    )
+    ]
     model = make_net("mlp")
     before = Snapshot.of(model)
     metrics = {"quality": {"name": "accuracy", "value": 0.9}, "bytes": 1024, "notes": ["prune: half is gone"]}
-    kept = dict(metrics)
+    given = {"metrics": metrics, **{f"parameters of {stage.name!r}": stage.parameters for stage in stages}}
+    kept = deepcopy(given)
     _tell(manager, "stage_started", stage=trained)
     _tell(manager, "stage_started", stage=failed)
     for step in (1, 2, 3):
@@ -82,8 +84,8 @@ def _play(manager: pluggy.PluginManager, root: Path) -> None:
     _tell(manager, "stage_finished", stage=exported, model=None, metrics=metrics)
     if change := before.difference(model):
         raise ConformanceError(f"the watched network is not as it was: {change}", mend="watch, and change nothing")
-    if metrics != kept:
-        raise ConformanceError("the metrics are not as they were", mend="copy the mapping before you change it")
+    if changed := [name for name, value in given.items() if value != kept[name]]:
+        raise ConformanceError(f"the {changed[0]} are not as they were", mend="copy the mapping before you change it")
 
 
 def _tell(manager: pluggy.PluginManager, hook: str, **arguments: Any) -> None:

@@ -503,6 +503,18 @@ def _careless(metrics):
     metrics["mine"] = 1
 
 
+def _grading(metrics):
+    metrics["quality"]["value"] = 1.0
+
+
+def _adding(stage):
+    stage.parameters["mine"] = 1
+
+
+def _skipping(stage):
+    stage.parameters["prune.skip"].append("tail")
+
+
 def _integer(value):
     return int(value)
 
@@ -517,6 +529,9 @@ def _integer(value):
         ({"stage_finished": _without_network}, "stage_finished: AttributeError"),
         ({"stage_finished": _touching}, "the watched network is not as it was"),
         ({"stage_finished": _careless}, "the metrics are not as they were"),
+        ({"stage_finished": _grading}, "the metrics are not as they were"),
+        ({"stage_started": _adding}, "the parameters of 'trained' are not as they were"),
+        ({"stage_failed": _skipping}, "the parameters of 'failed' are not as they were"),
         ({"scalar_logged": _integer}, "scalar_logged: ValueError: cannot convert float NaN"),
     ],
 )
