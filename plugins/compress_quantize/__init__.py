@@ -37,7 +37,7 @@ class Quantize(TrainingTechnique):
     bits: Literal[8] = 8
     """Width of the integers. Only 8, which every runtime has kernels for."""
     percentile: float = Field(default=100.0, ge=90, le=100)
-    """Share of a calibration batch's values, in per cent, that the range of an edge holds at either end; what
+    """Share of a batch's values, in per cent, that the range of an edge holds at either end; what
     lies beyond is cut off. 100 is the smallest and the largest value; 99.99 leaves out rare outliers."""
     delay: float = Field(default=0.1, ge=0, lt=1)
     """Share of the training after which activations are rounded too; before, only their ranges are followed.
@@ -64,7 +64,7 @@ class Quantize(TrainingTechnique):
 
         arguments, keywords = run.example
         forward = partial(model.to(run.device), *arguments, **keywords)
-        report = make_quantizable(model, forward, set(matching(model, self.skip)))
+        report = make_quantizable(model, forward, set(matching(model, self.skip)), self.percentile)
         for line in _explained(report):
             run.say(f"quantize: {line}")
         return model
@@ -91,7 +91,7 @@ class Quantize(TrainingTechnique):
             run.say("quantize: the network has no layer that can be quantized: nothing changed")
             return model
         if is_stale(model):
-            calibrate(model, (partial(run.forward, model, batch) for batch in run.calibration()), self.percentile)
+            calibrate(model, (partial(run.forward, model, batch) for batch in run.calibration()))
         model, layers, norms = hold_integers(model)
         run.say(f"quantize: {layers} layers hold 8-bit integers, {norms} BatchNorms are folded, {edges} edges rounded")
         return model

@@ -41,13 +41,16 @@ class Report:
     """Path of a container in which only the inputs of layers are quantized: why."""
 
 
-def make_quantizable(model: nn.Module, forward: Callable[[], Any], skipped: set[str]) -> Report:
+def make_quantizable(
+    model: nn.Module, forward: Callable[[], Any], skipped: set[str], percentile: float = 100.0
+) -> Report:
     """Put training layers and quantizers into a network, in place.
 
     Args:
         model: the network.
         forward: runs it on an example.
         skipped: paths of modules that stay as they are.
+        percentile: share of a batch's values that the range of an edge holds at either end, in per cent.
 
     Raises:
         ModelError: a container needs more than its forward.
@@ -66,7 +69,7 @@ def make_quantizable(model: nn.Module, forward: Callable[[], Any], skipped: set[
     for path, nodes in edges.quantizers.items():
         become_graph(container := model.get_submodule(path), with_quantizers(traced[path], nodes, SUFFIX))
         for node in nodes:
-            container.register_module(node + SUFFIX, ActivationQuantizer().train(container.training))
+            container.register_module(node + SUFFIX, ActivationQuantizer(percentile).train(container.training))
     _check_same(before, forward, model, edges)
     for path in layers:
         source = edges.sources.get(path)
@@ -74,6 +77,7 @@ def make_quantizable(model: nn.Module, forward: Callable[[], Any], skipped: set[
             model.get_submodule(path),
             source=None if source is None else _join(source[0], source[1] + SUFFIX),
             norm=edges.norms.get(path),
+            percentile=percentile,
         )
     leave_fused_paths(model, layers)
     return report
@@ -216,11 +220,11 @@ def quantizers(model: nn.Module) -> dict[str, ActivationQuantizer]:
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, forwards: Iterable[Callable[[], Any]], percentile: float) -> None:
+def calibrate(model: nn.Module, forwards: Iterable[Callable[[], Any]]) -> None:
     """Take the range of every edge anew from the network as it is now."""
     found = quantizers(model)
     for quantizer in found.values():
-        quantizer.restart(percentile)
+        quantizer.restart()
     with evaluating(model):
         for forward in forwards:
             forward()

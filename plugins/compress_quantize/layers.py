@@ -81,18 +81,19 @@ def _quantized_input(layer: nn.Module, x: Tensor) -> Tensor:
     return found
 
 
-def make_trainable(layer: nn.Module, *, source: str | None, norm: str | None) -> None:
+def make_trainable(layer: nn.Module, *, source: str | None, norm: str | None, percentile: float = 100.0) -> None:
     """Turn a layer of torch into its training layer, in place: parameters, marks and hooks stay.
 
     Args:
         layer: of a type in `TRAINING`.
         source: path of the quantizer on the edge to its input; None gives the layer a quantizer of its own.
         norm: path of the BatchNorm that will be folded into it.
+        percentile: of the layer's own quantizer.
     """
     layer.__class__ = TRAINING[type(layer)]
     assert isinstance(layer, Training)
     layer.source, layer.norm, layer.first_shape = source, norm, layer.get_parameter("weight").shape
-    own = ActivationQuantizer().train(layer.training) if source is None else None
+    own = ActivationQuantizer(percentile).train(layer.training) if source is None else None
     layer.register_module("input_quantizer", own)
 
 

@@ -1,8 +1,9 @@
 """What sits on an edge of the network: the observer of its range, and the quantizer it becomes.
 
 `ActivationQuantizer` watches a tensor while the network trains (a moving average of the batches' minimum and
-maximum, Jacob et al. 2018, sec. 3.1) or while calibration batches pass (their minimum and maximum, or a
-percentile), and fake-quantizes it once it has seen one. `Quantizer` is what stays: one scale, one zero point.
+maximum, Jacob et al. 2018, sec. 3.1) or while calibration batches pass (their minimum and maximum), and
+fake-quantizes it once it has seen one. A percentile takes the place of minimum and maximum, either time.
+`Quantizer` is what stays: one scale, one zero point.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ class ActivationQuantizer(nn.Module):
     high: Tensor
     observed: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, percentile: float = 100.0) -> None:
         super().__init__()
         self.calibrating = False
         self.active = False
-        self.percentile = 100.0
+        self.percentile = percentile
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("high", torch.zeros(()))
         self.register_buffer("observed", torch.zeros((), dtype=torch.int64))
@@ -59,15 +60,15 @@ class ActivationQuantizer(nn.Module):
         """Scale and zero point of the range, two tensors of shape ()."""
         return asymmetric_grid(self.low, self.high)
 
-    def restart(self, percentile: float) -> None:
+    def restart(self) -> None:
         """Forget the range and calibrate: watch what passes until `calibrating` is set back."""
-        self.calibrating, self.percentile = True, percentile
+        self.calibrating = True
         for tensor in (self.low, self.high, self.observed):
             tensor.zero_()
 
     @torch.no_grad()
     def _follow(self, x: Tensor) -> None:
-        low, high = value_range(x)
+        low, high = value_range(x, self.percentile)
         share = MOMENTUM if self.observed else 1.0
         self.low.lerp_(low, share)
         self.high.lerp_(high, share)

@@ -28,7 +28,7 @@ from compress_core.measure import quality
 from compress_core.order import ordered
 from compress_core.parts import Change, TrainingTechnique
 from compress_core.plan import TrainingPlan
-from tests.support import NETS, Classification, ConvNet, DictNet, make, make_run
+from tests.support import NETS, Classification, ConvNet, DictNet, digits, make, make_run
 
 
 class Epochs(TrainingTechnique):
@@ -175,6 +175,20 @@ def test_activations_are_rounded_only_after_the_delay():
     technique.after_step(model, None, 0.5, run)
     assert all(quantizer.active for quantizer in quantizers(model).values())
     assert technique.plan(Epochs().plan(TrainingPlan(select_from=0.2), run), run).select_from == 0.5
+
+
+def test_a_percentile_holds_while_training_too():
+    image = digits().train.column("image")
+    wide, narrow = (
+        [module.scale for module in small.modules() if isinstance(module, Quantizer)]
+        for small in (
+            apply_techniques(trained("mlp"), [Quantize(percentile=share), Epochs(epochs=1)], make_run())
+            for share in (100.0, 90.0)
+        )
+    )
+    assert wide[0] == pytest.approx(float(image.max()) / 255, rel=0.01)
+    assert narrow[0] == pytest.approx(float(image.quantile(0.9)) / 255, rel=0.05)
+    assert all(one > other for one, other in zip(wide, narrow, strict=True))
 
 
 @pytest.mark.parametrize("epochs", [0, 2])

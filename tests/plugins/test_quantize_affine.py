@@ -118,7 +118,7 @@ def test_an_observer_follows_batches_slowly_and_calibrates_on_all_of_them():
     observer(torch.tensor([-1.0, 2.0]))
     assert float(observer.high) == pytest.approx(1.05)
     assert float(observer.low) == pytest.approx(-0.05)
-    observer.restart(100.0)
+    observer.restart()
     for batch in ([0.0, 4.0], [-2.0, 1.0]):
         observer(torch.tensor(batch))
     assert (float(observer.low), float(observer.high)) == (-2.0, 4.0)
