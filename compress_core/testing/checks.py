@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from compress_core.catalog import catalog
+from compress_core.errors import PluginError, suggest
 from compress_core.parts import Technique
 from compress_core.testing import promises
 from compress_core.testing.digits import Epochs
@@ -50,6 +51,7 @@ def check_technique(
 
     Raises:
         ConformanceError: with every promise that is not kept.
+        PluginError: there is no such network.
     """
     checks = checks_for(technique, nets=nets, others=others, compose=compose, export=export)
     passed: list[str] = []
@@ -91,9 +93,12 @@ def checks_for(
         others: the techniques to compose it with, before, after and together; every installed one unless given.
         compose: whether to compose it at all.
         export: whether to send its result through every installed exporter.
+
+    Raises:
+        PluginError: there is no such network.
     """
     kind = technique if isinstance(technique, type) else type(technique)
-    names = tuple(nets)
+    names = _names(nets)
     found = [Check("parameters", kind.name, partial(promises.parameters, kind))]
     if kind in catalog().owners:
         found.append(Check("imports", kind.name, partial(promises.imports, catalog().owner(kind).package)))
@@ -108,6 +113,16 @@ def checks_for(
     if compose:
         found += _checks_of_company(subject, names, _installed(chosen) if others is None else list(others))
     return found
+
+
+def _names(nets: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(nets, str):
+        raise PluginError(f"{nets!r} is a single name", where="nets", mend=f"nets=[{nets!r}]")
+    names = tuple(nets)
+    for name in names:
+        if name not in NETS:
+            raise PluginError(f"the kit has no network {name!r}", where="nets", mend=suggest(name, NETS))
+    return names
 
 
 def _checks_on_nets(subject: Subject, nets: tuple[str, ...]) -> Iterator[Check]:

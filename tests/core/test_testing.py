@@ -14,7 +14,7 @@ from pydantic import ConfigDict, PrivateAttr
 from torch import nn
 
 from compress_core import hookimpl
-from compress_core.errors import ModelError
+from compress_core.errors import ModelError, PluginError
 from compress_core.parts import Change, Exporter, Technique, TrainingTechnique
 from compress_core.testing import (
     NETS,
@@ -82,6 +82,14 @@ def test_a_refusal_is_reported_with_what_and_how_to_mend_it():
 def test_nets_and_composing_can_be_left_out():
     names = [str(check) for check in checks_for(Halve(), nets=["mlp"], compose=False, export=False)]
     assert names == ["parameters", "runs[mlp]", "repeats[mlp]", "survives[mlp]", "trains-on[mlp]"]
+
+
+@pytest.mark.parametrize(("nets", "mend"), [(["mlp", "cnov"], "did you mean 'conv'?"), ("mlp", "nets=['mlp']")])
+def test_a_network_that_the_kit_lacks_is_the_callers_mistake_and_not_the_techniques(nets, mend):
+    for check in (check_technique, checks_for):
+        with pytest.raises(PluginError) as error:
+            check(Halve(), nets=nets)
+        assert (error.value.where, error.value.mend) == ("nets", mend)
 
 
 def test_it_composes_with_every_installed_technique_unless_others_are_given():
