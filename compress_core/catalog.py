@@ -8,6 +8,7 @@ ignores a misspelt hook, and dies of a plugin that fails on import.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -27,12 +28,17 @@ from compress_core.watching import Watchers
 DISABLED_VARIABLE = "COMPRESS_DISABLED_PLUGINS"
 """Names of plugins to leave out, with commas between them."""
 
+REGISTERING = ("register_techniques", "register_data_sources", "register_tasks", "register_exporters")
+"""The hooks that are called when the catalog is read; `register_modules` waits until a model is built or saved."""
+
 AnyPart = TypeVar("AnyPart", bound=Part)
+Parts = dict[str, tuple[Any, ...]]
+"""What one plugin gives to each registering hook."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """An installed plugin; `error` says why a broken one could not be imported."""
+    """An installed plugin; `error` says why a broken one is left out."""
 
     name: str
     package: str
@@ -56,7 +62,7 @@ class Catalog:
 
     @property
     def broken(self) -> tuple[Plugin, ...]:
-        """The plugins that failed on import."""
+        """The plugins that are left out: they fail on import, or cannot give their parts."""
         return tuple(plugin for plugin in self.plugins if plugin.error)
 
     @cached_property
@@ -66,11 +72,20 @@ class Catalog:
 
     @cached_property
     def modules(self) -> Mapping[str, type]:
-        """The module types that plugins register, by qualified name. Imports what the plugins need for them."""
+        """The module types that plugins register, by qualified name. Imports what the plugins need for them.
+
+        A plugin that cannot give them is warned about; only a network that holds such a module needs it.
+        """
         found: dict[str, type] = {}
-        for _, types in _call_each(self.manager, "register_modules"):
-            for kind in types:
-                found[f"{kind.__module__}.{kind.__qualname__}"] = kind
+        for plugin in self.plugins:
+            try:
+                types = _call(self.manager, plugin.name, "register_modules")
+                if strange := [kind for kind in types if not isinstance(kind, type)]:
+                    raise PluginError(f"register_modules gives {strange[0]!r}, which is no type")
+            except PluginError as error:
+                warnings.warn(f"plugin {plugin.name!r} gives no modules: {error.what}", RuntimeWarning, stacklevel=2)
+            else:
+                found |= {f"{kind.__module__}.{kind.__qualname__}": kind for kind in types}
         return found
 
     def owner(self, part: type[Part]) -> Plugin:
@@ -78,10 +93,10 @@ class Catalog:
         return self.owners[part]
 
     def unknown(self, kind: str, name: str, known: Iterable[str]) -> str:
-        """How to mend an unknown name, with the plugins that failed on import."""
+        """How to mend an unknown name, with the plugins that are broken."""
         advice = suggest(name, known)
         for plugin in self.broken:
-            advice += f"; plugin {plugin.name!r} of {plugin.distribution} failed on import: {plugin.error}"
+            advice += f"; plugin {plugin.name!r} of {plugin.distribution} is broken: {plugin.error}"
         return f"{advice} (`compress plugins` lists every {kind})"
 
 
@@ -103,15 +118,13 @@ def read_catalog(points: Iterable[EntryPoint], disabled: str = "") -> Catalog:
     _refuse_clashes(chosen)
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    plugins = tuple(_load(point) for point in chosen)
-    for plugin in plugins:
-        if plugin.module is not None:
-            _register(manager, plugin)
+    given: dict[str, Parts] = {}
+    plugins = tuple(_registered(manager, _load(point), given) for point in chosen)
     by_name = {plugin.name: plugin for plugin in plugins}
     owners: dict[type[Part], Plugin] = {}
 
     def parts(hook: str, kind: type[AnyPart]) -> dict[str, type[AnyPart]]:
-        return _collect(manager, hook, kind, by_name, owners)
+        return _collect({name: found[hook] for name, found in given.items()}, hook, kind, by_name, owners)
 
     return Catalog(
         plugins=plugins,
@@ -141,10 +154,25 @@ def _distribution(point: EntryPoint) -> tuple[str, str]:
 def _load(point: EntryPoint) -> Plugin:
     distribution, version = _distribution(point)
     plugin = Plugin(point.name, point.module.partition(".")[0], distribution, version)
+    if point.attr:
+        return replace(plugin, error=f"its entry point {point.value!r} names an attribute, not a module with the hooks")
     try:
         return replace(plugin, module=import_module(point.module))
     except (Exception, SystemExit) as error:
         return replace(plugin, error=f"{type(error).__name__}: {error}")
+
+
+def _registered(manager: pluggy.PluginManager, plugin: Plugin, given: dict[str, Parts]) -> Plugin:
+    """Register a plugin that could be imported and note its parts; it is broken if it cannot give them."""
+    if plugin.module is None:
+        return plugin
+    _register(manager, plugin)
+    try:
+        given[plugin.name] = {hook: _call(manager, plugin.name, hook) for hook in REGISTERING}
+        return plugin
+    except PluginError as error:
+        manager.unregister(name=plugin.name)
+        return replace(plugin, module=None, error=error.what)
 
 
 def _register(manager: pluggy.PluginManager, plugin: Plugin) -> None:
@@ -171,23 +199,32 @@ def _register(manager: pluggy.PluginManager, plugin: Plugin) -> None:
         ) from error
 
 
-def _call_each(manager: pluggy.PluginManager, hook: str) -> Iterable[tuple[str, Iterable[Any]]]:
-    """The result of a registering hook, plugin by plugin in the order of their names."""
-    implementations = {found.plugin_name: found for found in getattr(manager.hook, hook).get_hookimpls()}
-    for name in sorted(implementations):
-        register: Callable[[], Iterable[Any]] = implementations[name].function
-        yield name, tuple(register())
+def _call(manager: pluggy.PluginManager, name: str, hook: str) -> tuple[Any, ...]:
+    """What a plugin gives to a registering hook.
+
+    Raises:
+        PluginError: the hook fails, or gives nothing that can be gone through.
+    """
+    given: list[Any] = []
+    for found in getattr(manager.hook, hook).get_hookimpls():
+        if found.plugin_name == name:
+            register: Callable[[], Iterable[Any]] = found.function
+            try:
+                given += register()
+            except (Exception, SystemExit) as error:
+                raise PluginError(f"{hook} fails with {type(error).__name__}: {error}") from error
+    return tuple(given)
 
 
 def _collect(
-    manager: pluggy.PluginManager,
+    given: Mapping[str, tuple[Any, ...]],
     hook: str,
     kind: type[AnyPart],
     plugins: Mapping[str, Plugin],
     owners: dict[type[Part], Plugin],
 ) -> dict[str, type[AnyPart]]:
     found: dict[str, type[AnyPart]] = {}
-    for name, parts in _call_each(manager, hook):
+    for name, parts in given.items():
         for part in parts:
             if not (isinstance(part, type) and issubclass(part, kind) and isinstance(getattr(part, "name", None), str)):
                 raise PluginError(

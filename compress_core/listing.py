@@ -59,7 +59,7 @@ def describe(plugins: Catalog, name: str) -> dict[str, Any]:
     if not found:
         broken = {plugin.name: plugin for plugin in plugins.broken}
         if name in broken:
-            raise PluginError(f"plugin {name!r} failed on import: {broken[name].error}", mend="mend or uninstall it")
+            raise PluginError(f"plugin {name!r} is broken: {broken[name].error}", mend="mend or uninstall it")
         known = {plugin.name for plugin in plugins.plugins} | {
             key for parts in kinds(plugins).values() for key in parts
         }

@@ -145,7 +145,65 @@ def test_a_plugin_that_fails_on_import_harms_no_other(tmp_path, monkeypatch, sou
     assert [entry.name for entry in found.broken] == ["fails"]
     assert error in found.broken[0].error
     assert "cut" in found.techniques
-    assert "failed on import" in found.unknown("technique", "melt", found.techniques)
+    assert "plugin 'fails' of unknown is broken" in found.unknown("technique", "melt", found.techniques)
+
+
+def torn():
+    import no_such_module  # noqa: F401
+
+
+def exits():
+    raise SystemExit(3)
+
+
+def halfway():
+    yield Melt
+    raise OSError("no library")
+
+
+HOOKS = ["register_techniques", "register_data_sources", "register_tasks", "register_exporters"]
+FAILURES = [
+    (torn, "ModuleNotFoundError: No module named 'no_such_module'"),
+    (exits, "SystemExit: 3"),
+    (halfway, "OSError: no library"),
+    (lambda: None, "TypeError: 'NoneType' object is not iterable"),
+]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize(("function", "reason"), FAILURES)
+def test_a_plugin_that_cannot_give_its_parts_is_broken_and_harms_no_other(plugin, hook, function, reason):
+    told = []
+
+    def stage_started(stage):
+        told.append(stage)
+
+    hooks = {hook: function, "stage_started": stage_started}
+    found = read_catalog([plugin("fails", **hooks), point("fake", "tests.core.fakes")])
+    assert [(entry.name, entry.error) for entry in found.broken] == [("fails", f"{hook} fails with {reason}")]
+    assert "cut" in found.techniques and "melt" not in found.techniques
+    assert reason in found.unknown("technique", "melt", found.techniques)
+    found.watchers.tell("stage_started", stage=None)
+    assert told == [], "a broken plugin watches nothing"
+
+
+@pytest.mark.parametrize(("function", "reason"), [*FAILURES, (lambda: [Melt()], "gives Melt")])
+def test_a_plugin_that_cannot_give_its_modules_is_warned_about_and_the_others_go_on(plugin, function, reason):
+    from torch import nn
+
+    found = read_catalog(
+        [plugin("fails", register_modules=function), plugin("other", register_modules=lambda: [nn.Identity])]
+    )
+    with pytest.warns(RuntimeWarning, match=f"plugin 'fails' gives no modules: register_modules .*{reason}"):
+        assert found.modules == {"torch.nn.modules.linear.Identity": nn.Identity}
+
+
+@pytest.mark.parametrize("value", ["tests.core.fakes:Cut", "tests.core.fakes:Catalog", "tests.core:fakes"])
+def test_an_entry_point_that_names_an_attribute_is_broken_by_name(value):
+    found = read_catalog([point("inner", value)])
+    assert found.broken[0].name == "inner"
+    assert f"entry point {value!r} names an attribute" in found.broken[0].error
+    assert not found.techniques
 
 
 def test_a_plugin_that_is_not_there_is_broken_by_name():
