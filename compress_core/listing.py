@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import to_jsonable_python
 from rich.table import Table
 from rich.text import Text
 
@@ -89,7 +91,7 @@ def parts_table(description: Mapping[str, Any]) -> Table:
         table.add_section()
         table.add_row(Text(part["name"], style="bold"), part["kind"], "", part["about"])
         for name, entry in part["parameters"].items():
-            default = "required" if entry["required"] else _value(entry.get("default"))
+            default = "required" if entry["required"] else shown(entry.get("default"))
             table.add_row(f"  {name}", kind_of_value(entry), default, entry.get("description", ""))
     return table
 
@@ -118,7 +120,16 @@ def _names(plugins: Catalog, plugin: Plugin, kind: str) -> list[str]:
 def _description(kind: str, part: type[Part]) -> dict[str, Any]:
     about = (part.__doc__ or "").strip().partition("\n\n")[0].replace("\n    ", " ")
     example = dict(part.example) if issubclass(part, Technique) else {}
-    return {"name": part.name, "kind": kind, "about": about, "example": example, "parameters": parameters(part)}
+    found = {name: {**_made(part, name), **entry} for name, entry in parameters(part).items()}
+    return {"name": part.name, "kind": kind, "about": about, "example": example, "parameters": found}
+
+
+def _made(part: type[Part], name: str) -> dict[str, Any]:
+    """The default of a parameter that makes it anew for every instance, which a schema leaves out."""
+    field = part.model_fields[name]
+    if field.default_factory is None or field.default_factory_takes_validated_data:
+        return {}
+    return {"default": to_jsonable_python(field.get_default(call_default_factory=True))}
 
 
 def _runs(entry: Planned) -> Text:
@@ -128,15 +139,23 @@ def _runs(entry: Planned) -> Text:
 
 
 def kind_of_value(schema: Mapping[str, Any]) -> str:
-    """A JSON schema in a few words: `number > 0`, `"layer" | "global"`."""
+    """A JSON schema in a few words: `number > 0`, `layer | global`, `list of string`, `[integer, integer]`."""
     if "enum" in schema or "const" in schema:
-        return " | ".join(_value(value) for value in schema.get("enum", [schema.get("const")]))
+        return " | ".join(shown(value) for value in schema.get("enum", [schema.get("const")]))
     if "anyOf" in schema:
         return " | ".join(kind_of_value(entry) for entry in schema["anyOf"])
-    kind = str(schema.get("type", "any"))
-    if kind == "array" and isinstance(schema.get("items"), Mapping):
-        kind = f"list of {kind_of_value(schema['items'])}"
-    return " ".join([kind, *_bounds(schema)])
+    match schema:
+        case {"type": "array", "prefixItems": entries}:
+            return f"[{', '.join(map(kind_of_value, entries))}]"
+        case {"type": "array", "items": Mapping() as entry}:
+            return f"list of {kind_of_value(entry)}"
+        case {"type": "array"}:
+            return "list"
+        case {"type": "object", "additionalProperties": Mapping() as entry}:
+            return f"mapping to {kind_of_value(entry)}"
+        case {"type": "object"}:
+            return "mapping"
+    return " ".join([str(schema.get("type", "any")), *_bounds(schema)])
 
 
 def _bounds(schema: Mapping[str, Any]) -> Iterator[str]:
@@ -144,5 +163,6 @@ def _bounds(schema: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema)
 
 
-def _value(value: Any) -> str:
-    return "none" if value is None else str(value)
+def shown(value: Any) -> str:
+    """A value as a recipe would give it; a text stands without quotes unless it is empty."""
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)

@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.compat import StringIO
 
 from compress_core.catalog import Catalog, catalog
-from compress_core.listing import describe, kind_of_value, kinds
+from compress_core.listing import describe, kind_of_value, kinds, shown
 
 HERE = Path(__file__).parent
 HEAD = """\
@@ -42,7 +42,7 @@ def section(plugins: Catalog, kind: str, name: str) -> Iterator[str]:
         return
     yield "| parameter | values | default | what it is |\n|---|---|---|---|"
     for parameter, entry in found["parameters"].items():
-        default = "required" if entry["required"] else f"`{entry.get('default')}`"
+        default = "required" if entry["required"] else f"`{shown(entry.get('default'))}`"
         cells = (f"`{parameter}`", kind_of_value(entry), default, entry.get("description", ""))
         yield "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
     yield ""
