@@ -18,6 +18,8 @@ LETTER = 6.6
 """Width of a letter of a label, about; so that labels can be kept apart without a browser."""
 LINE = 14
 """Height of a label."""
+NARROWEST = 0.01
+"""The smallest range of qualities, as a share of the largest: figures of four digits still tell its ticks apart."""
 REACH = 9
 """Distance of a label from the middle of its mark."""
 
@@ -108,7 +110,8 @@ def scatter(
     """
     frame = Box(LEFT, TOP, WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM)
     costs = widened([log10(point.cost) for point in points], 0.08, least=0.3)
-    values = widened([end for point in points for end in (point.low, point.high)], 0.06, least=1e-3)
+    ends = [end for point in points for end in (point.low, point.high)]
+    values = widened(ends, 0.06, least=NARROWEST * (max(map(abs, ends)) or 1.0))
     across = _scale(costs, frame.x, frame.x + frame.width)
     down = _scale(values, frame.y + frame.height, frame.y)
     sign = 1 if higher_is_better else -1
@@ -141,11 +144,15 @@ def widened(values: Iterable[float], share: float, *, least: float) -> tuple[flo
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Round figures 1, 2 and 5 of every decade between two bounds above 0, or only 1 over many decades."""
+    """Round figures between two bounds above 0: 1, 2 and 5 of every decade, only 1 over many decades.
+
+    Where fewer than two of these lie between the bounds, they are evenly spaced.
+    """
     decades = range(floor(log10(low)), ceil(log10(high)) + 1)
     steps = (1.0,) if log10(high / low) > 3 else (1.0, 2.0, 5.0)
     found = [step * 10.0**decade for decade in decades for step in steps]
-    return [value for value in found if low <= value <= high]
+    inside = [value for value in found if low <= value <= high]
+    return inside if len(inside) > 1 else linear_ticks(low, high)
 
 
 def linear_ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -153,7 +160,7 @@ def linear_ticks(low: float, high: float, most: int = 6) -> list[float]:
     rough = (high - low) / most
     scale = 10 ** floor(log10(rough))
     step = next(width * scale for width in (1, 2, 2.5, 5, 10, 20) if width * scale >= rough)
-    return [round(index * step, 12) for index in range(ceil(low / step), floor(high / step) + 1)]
+    return [float(f"{index * step:.12g}") for index in range(ceil(low / step), floor(high / step) + 1)]
 
 
 def staircase(places: Sequence[tuple[float, float]]) -> str:

@@ -16,12 +16,12 @@ def ratio(value: float) -> str:
 
 def number(value: float) -> str:
     """A ratio without its sign."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 
 
 def rounded(value: float) -> str:
     """A ratio as it stands in a sentence."""
-    return f"{value:.1f}" if 2 <= value < 100 else number(value)
+    return f"{value:.1f}" if 2 <= value < 99.95 else number(value)
 
 
 def ratio_interval(estimate: Estimate) -> str:
@@ -35,16 +35,18 @@ def milliseconds(value: float) -> str:
 
 
 def count(value: float) -> str:
-    """A large number, in thousands, millions or billions."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {letter}"
+    """A large number with three digits, in thousands, millions, billions or more."""
+    near = float(f"{value:.3g}")
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(near) >= size:
+            return f"{near / size:.3g} {letter}"
     return f"{value:.0f}"
 
 
 def size(value: float) -> str:
     """Bytes in kB, MB or GB of 1000."""
-    return f"{count(value)}B" if value >= 1000 else f"{value:.0f} B"
+    found = count(value)
+    return f"{found}B" if found[-1].isalpha() else f"{found} B"
 
 
 def quality(value: float, *, points: bool) -> str:

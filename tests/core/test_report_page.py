@@ -76,13 +76,11 @@ def test_equal_ratios_of_cost_are_equal_distances():
     assert marks[1].x - marks[0].x == pytest.approx(marks[2].x - marks[1].x)
 
 
-@given(st.floats(1e-3, 1e6), st.floats(1.9, 1e4))
+@given(st.floats(1e-3, 1e6), st.floats(1.5, 1e4))
 def test_a_logarithmic_axis_has_round_figures_inside_its_bounds(low, ratio):
     ticks = log_ticks(low, low * ratio)
     assert ticks == sorted(ticks) and all(low <= tick <= low * ratio for tick in ticks)
-    assert len(ticks) <= 12
-    if ratio >= 2.5:
-        assert ticks
+    assert 2 <= len(ticks) <= 12
 
 
 def test_the_ticks_of_a_logarithmic_axis():
@@ -96,6 +94,24 @@ def test_a_linear_axis_has_few_evenly_spaced_figures(low, width):
     assert 2 <= len(ticks) <= 7
     gaps = [after - before for before, after in pairwise(ticks)]
     assert max(gaps) == pytest.approx(min(gaps), rel=1e-6)
+
+
+@given(costs, values, st.floats(-9, 6))
+def test_a_single_network_has_figures_on_both_axes_whatever_the_metric_s_unit(cost, value, decade):
+    drawing = scatter([point("a", cost, value * 10**decade, value * 10**decade / 50)], y_text="{:.4g}".format)
+    assert len(drawing.x_ticks) >= 2
+    assert len({tick.text for tick in drawing.y_ticks}) == len(drawing.y_ticks) >= 2
+
+
+def test_small_metrics_are_told_apart():
+    better, worse = scatter([point("a", 10, 1e-6, 1e-7), point("b", 20, 9e-6, 1e-6)], higher_is_better=False).marks
+    assert better.y - worse.y > 200
+
+
+@given(costs, st.floats(0.02, 0.98))
+def test_equal_qualities_without_an_interval_have_figures_that_differ(cost, value):
+    ticks = scatter([point("a", cost, value, 0), point("b", 2 * cost, value, 0)], y_text="{:.4g}".format).y_ticks
+    assert len({tick.text for tick in ticks}) == len(ticks) >= 2
 
 
 def test_labels_of_near_marks_do_not_cover_one_another():
@@ -115,6 +131,34 @@ def test_the_front_is_drawn_as_a_staircase_of_its_marks_only():
 def test_where_less_is_better_the_front_is_the_other_way_round():
     drawing = scatter([point("a", 10, 0.5), point("b", 20, 0.4), point("c", 40, 0.8)], higher_is_better=False)
     assert [mark.on_front for mark in drawing.marks] == [True, True, False]
+
+
+# Figures in words.
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (999, "999"),
+        (999.6, "1 k"),
+        (1234, "1.23 k"),
+        (999_400, "999 k"),
+        (999_700, "1 M"),
+        (999_960_000, "1 G"),
+        (2.5e12, "2.5 T"),
+    ],
+)
+def test_a_count_is_rounded_before_its_unit_is_chosen(value, text):
+    assert wording.count(value) == text
+    assert wording.size(value) == (f"{text}B" if " " in text else f"{text} B")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(9.994, "9.99"), (9.996, "10.0"), (99.94, "99.9"), (99.97, "100"), (1234, "1234")]
+)
+def test_a_ratio_is_rounded_before_its_digits_are_chosen(value, text):
+    assert wording.number(value) == text
+    assert wording.rounded(99.97) == "100"
 
 
 # The graph of the pipeline.
