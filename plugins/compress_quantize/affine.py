@@ -26,7 +26,7 @@ BIAS_LOWEST, BIAS_HIGHEST = -(2**31), 2**31 - 1
 
 
 def symmetric_scale(weight: Tensor) -> Tensor:
-    """One scale per output channel, `max |w| / 127`; 1 for a channel of zeros.
+    """One scale per output channel, `max |w| / 127`; 1 for a channel of zeros, or of numbers too small for a scale.
 
     Args:
         weight: (out, ...), any further axes.
@@ -34,8 +34,8 @@ def symmetric_scale(weight: Tensor) -> Tensor:
     Returns:
         (out,), positive.
     """
-    largest = weight.detach().abs().reshape(len(weight), -1).amax(1)
-    return torch.where(largest > 0, largest / WEIGHT_HIGHEST, torch.ones_like(largest))
+    scale = weight.detach().abs().reshape(len(weight), -1).amax(1) / WEIGHT_HIGHEST
+    return torch.where(scale > torch.finfo(scale.dtype).tiny, scale, torch.ones_like(scale))
 
 
 def asymmetric_grid(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,16 @@ def test_a_weight_scale_is_the_largest_magnitude_over_127():
     assert torch.allclose(symmetric_scale(weight), torch.tensor([0.02, 1.0, 0.001]))
 
 
+def test_a_channel_too_small_for_a_scale_is_a_channel_of_zeros():
+    weight = torch.tensor([[1e-39, -1e-40, 0.0], [2e-38, 0.0, 0.0], [0.5, -1.0, 0.25]], requires_grad=True)
+    assert torch.equal(symmetric_scale(weight), torch.tensor([1.0, 1.0, 1 / 127]))
+    fake = fake_quantize_weight(weight)
+    fake.sum().backward()
+    assert not fake[:2].any()
+    assert torch.isfinite(fake).all()
+    assert torch.isfinite(weight.grad).all()
+
+
 def test_the_grid_of_a_known_range():
     scale, zero_point = asymmetric_grid(torch.tensor(-1.0), torch.tensor(1.55))
     assert float(scale) == pytest.approx(0.01)
