@@ -34,6 +34,7 @@ COMPUTES = frozenset(
         "stage",
         "structure",
         "training",
+        "weights",
     }
 )
 """Modules of the core on which the result of a step depends."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -53,28 +54,28 @@ class Clip(Technique):
         """
         import torch
 
-        from compress_clip.threshold import clip, weights_of
+        from compress_clip.threshold import clip
         from compress_core.masks import hold_zeros
+        from compress_core.weights import weights
 
-        weights = weights_of(model, matching(model, self.skip).values())
-        if not weights:
+        places = weights(model, matching(model, self.skip).values())
+        if not places:
             raise ModelError("the network has no weights to clip", mend="shorten `skip`")
-        before = sum(int(weight.count_nonzero()) for _, _, weight in weights)
+        tensors = [place.parameter for place in places]
+        before = sum(int(weight.count_nonzero()) for weight in tensors)
         with torch.no_grad():
-            for (module, name, weight), threshold in zip(
-                weights, self._thresholds([weight for _, _, weight in weights]), strict=True
-            ):
+            for place, weight, threshold in zip(places, tensors, self._thresholds(tensors), strict=True):
                 if threshold is not None:
                     weight.copy_(clip(weight, threshold))
                     if not weight.all():
-                        hold_zeros(module, name)
-        after = sum(int(weight.count_nonzero()) for _, _, weight in weights)
-        total = sum(weight.numel() for _, _, weight in weights)
+                        hold_zeros(place.module, place.tensor)
+        after = sum(int(weight.count_nonzero()) for weight in tensors)
+        total = sum(weight.numel() for weight in tensors)
         said = f"{before - after} of {total} weights went" if after < before else "no weight went: nothing changed"
         run.say(f"clip: {said}; {total - after} are zero now")
         return model
 
-    def _thresholds(self, weights: list[Tensor]) -> list[float | None]:
+    def _thresholds(self, weights: Sequence[Tensor]) -> list[float | None]:
         from compress_clip.threshold import threshold_for
 
         if self.share is None:

@@ -12,10 +12,10 @@ Cost: one pass over the weights and one selection of linear expected time; no da
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def clip(weight: Tensor, threshold: float) -> Tensor:
@@ -46,25 +46,6 @@ def threshold_for(weights: Sequence[Tensor], share: float) -> float | None:
     if upto - wanted < wanted - below:
         return float(threshold)
     return float(magnitudes[fewer].max()) if below else None
-
-
-def weights_of(model: nn.Module, skip: Iterable[nn.Module] = ()) -> list[tuple[nn.Module, str, nn.Parameter]]:
-    """The weights that can be clipped: floating point, of two or more axes, neither norms nor biases.
-
-    A shared weight is listed once, and not at all if one of its owners is in `skip`.
-    """
-    norms = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.LocalResponseNorm)
-    left = {id(parameter) for module in skip for parameter in module.parameters(recurse=False)}
-    found = []
-    for module in model.modules():
-        if isinstance(module, norms):
-            continue
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in left or parameter.ndim < 2 or "bias" in name or not parameter.is_floating_point():
-                continue
-            left.add(id(parameter))
-            found.append((module, name, parameter))
-    return found
 
 
 def _magnitudes(weights: Sequence[Tensor]) -> Tensor:

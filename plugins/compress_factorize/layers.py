@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,6 +12,7 @@ from compress_core.errors import ModelError
 from compress_core.masks import MARK
 from compress_core.modes import unfused
 from compress_core.run import Run
+from compress_core.weights import shared_parameters
 from compress_factorize.pieces import Area, Layer
 
 
@@ -37,11 +37,11 @@ def find_layers(model: nn.Module, run: Run, skipped: Mapping[str, nn.Module]) ->
     """
     found = Found()
     fit: dict[str, Layer] = {}
-    shared = _shared_parameters(model)
+    shared = shared_parameters(model)
     for path, module in model.named_modules():
         if path in skipped or not _holds_weights(module) or _is_inside_attention(model, path):
             continue
-        if (reason := _unfit(module, shared)) is not None:
+        if (reason := _unfit(path, module, shared)) is not None:
             found.leave(path, reason)
         elif isinstance(module, Layer):
             _refuse_no_numbers(path, module)
@@ -78,19 +78,13 @@ def _is_inside_attention(model: nn.Module, path: str) -> bool:
     return bool(path) and isinstance(model.get_submodule(path.rpartition(".")[0]), nn.MultiheadAttention)
 
 
-def _shared_parameters(model: nn.Module) -> set[int]:
-    """The parameters that have more than one name."""
-    seen = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    return {key for key, times in seen.items() if times > 1}
-
-
-def _unfit(module: nn.Module, shared: set[int]) -> str | None:
+def _unfit(path: str, module: nn.Module, shared: set[str]) -> str | None:
     """Why a module that holds weights cannot be replaced."""
     if type(module) not in {nn.Linear, nn.Conv2d}:
         return f"{type(module).__name__} is not factorized"
     if isinstance(module, nn.Conv2d) and module.groups > 1:
         return "has groups"
-    if any(id(parameter) in shared for parameter in module.parameters()):
+    if any((f"{path}.{name}" if path else name) in shared for name in module._parameters):
         return "shares its weight"
     if getattr(module, MARK, ()):
         return "has removed weights"

@@ -128,10 +128,10 @@ class Prune(TrainingTechnique):
         return cubic(done, start=0.0, end=1.0, final=self._final)
 
     def _weights(self, model: nn.Module, skipped: Mapping[str, nn.Module]) -> WeightMasks:
-        from compress_prune.magnitude import prunable_weights
+        from compress_core.weights import weights
         from compress_prune.masks import WeightMasks
 
-        names = prunable_weights(model, skipped.values())
+        names = [place.name for place in weights(model, skipped.values())]
         if not names:
             raise ModelError("the network has no weights to prune", mend="shorten `skip`")
         return WeightMasks(model, names, whole=self.scope == "global")

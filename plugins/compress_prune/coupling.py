@@ -16,7 +16,6 @@ Cost: one forward pass of two examples and one walk of the graph per group.
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from compress_core.errors import ModelError
+from compress_core.weights import shared_parameters
 from compress_prune.cutting import (
     CannotCut,
     Side,
@@ -152,7 +152,8 @@ def coupled_groups(model: nn.Module, run: Run, skip: Collection[str] = ()) -> tu
     for parameter in copy.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     graph = _traced(copy, run)
-    shared = _shared(copy)
+    shared = shared_parameters(copy)
+    shared |= {name.rpartition(".")[0] for name in shared}
     groups: list[Group] = []
     left: list[LeftAlone] = []
     for root, coupled in _coupled(graph):
@@ -267,11 +268,3 @@ def _member(graph: torch_pruning.DependencyGraph, item: torch_pruning.dependency
         side = "out"
     axes(target.module, side)
     return Member((graph._module2name[target.module], side, 0), size_of(target.module, side), index, root)
-
-
-def _shared(model: nn.Module) -> set[str]:
-    """The names of shared parameters, and the paths of their modules."""
-    owners = list(model.named_parameters(remove_duplicate=False))
-    often = Counter(id(parameter) for _, parameter in owners)
-    names = {name for name, parameter in owners if often[id(parameter)] > 1}
-    return names | {name.rpartition(".")[0] for name in names}

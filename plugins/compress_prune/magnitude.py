@@ -14,10 +14,10 @@ Cost: one selection of linear expected time over the weights per update of the m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 UPDATES = 100
 """Into how many steps the ramp is cut; Zhu & Gupta 2017, sec. 3, update the masks every 100 training steps."""
@@ -66,22 +66,3 @@ def removed(weights: Sequence[Tensor], share: float, *, whole: bool, gone: Seque
         smallest([weight], max(round(share * weight.numel()), int(mask.sum())), [mask])[0]
         for weight, mask in zip(weights, gone, strict=True)
     ]
-
-
-def prunable_weights(model: nn.Module, skip: Iterable[nn.Module] = ()) -> list[str]:
-    """The names of the weights: floating point parameters of two or more axes, neither norms nor biases.
-
-    A shared weight is named once, and not at all if one of its owners is in `skip`.
-    """
-    norms = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
-    seen = {id(parameter) for module in skip for parameter in module.parameters(recurse=False)}
-    found = []
-    for path, module in model.named_modules():
-        if isinstance(module, norms):
-            continue
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in seen or parameter.ndim < 2 or "bias" in name or not parameter.is_floating_point():
-                continue
-            seen.add(id(parameter))
-            found.append(f"{path}.{name}" if path else name)
-    return found

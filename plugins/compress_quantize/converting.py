@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from compress_core.errors import ModelError
 from compress_core.modes import evaluating, leave_fused_paths
+from compress_core.weights import shared_parameters
 from compress_quantize.edges import Edges, find_edges
 from compress_quantize.graph import Graph, Node, become_graph, run_nodes, with_quantizers
 from compress_quantize.layers import (
@@ -58,8 +59,9 @@ def make_quantizable(
     calls, ranks, inputs, before = _watched(model, forward)
     report = Report()
     layers: set[str] = set()
+    shared = shared_parameters(model, whole_modules=False)
     for path, module in model.named_modules():
-        if reason := _why_real(path, module, model, calls, skipped):
+        if reason := _why_real(path, module, shared, calls, skipped):
             report.left[path] = reason
         elif type(module) in TRAINING:
             layers.add(path)
@@ -128,7 +130,7 @@ def _is_container(module: nn.Module) -> bool:
     )
 
 
-def _why_real(path: str, module: nn.Module, model: nn.Module, calls: Mapping[str, int], skipped: set[str]) -> str:
+def _why_real(path: str, module: nn.Module, shared: set[str], calls: Mapping[str, int], skipped: set[str]) -> str:
     """Why a module with weights stays real; empty if it need not, or has none."""
     if type(module) not in TRAINING:
         weights = any(parameter.ndim >= 2 for parameter in module.parameters(recurse=False))
@@ -141,8 +143,7 @@ def _why_real(path: str, module: nn.Module, model: nn.Module, calls: Mapping[str
         return "its weight is no plain parameter"
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return f"it pads with {module.padding_mode!r}"
-    owners = {id(other) for other in model.modules() if any(own is module.weight for own in other._parameters.values())}
-    return "its weight is shared with another module" if len(owners) > 1 else ""
+    return "its weight is shared with another module" if _join(path, "weight") in shared else ""
 
 
 def _traced(

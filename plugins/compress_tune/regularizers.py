@@ -20,12 +20,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+from compress_core.weights import NORMS, weights
 
 
-def weights(model: nn.Module) -> list[Tensor]:
-    """The trainable parameters of two or more axes, a shared one once."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim >= 2]
+def trainable_weights(model: nn.Module) -> list[Tensor]:
+    """The weights that train, a shared one once."""
+    return [place.parameter for place in weights(model) if place.parameter.requires_grad]
 
 
 def scales(model: nn.Module) -> list[Tensor]:
@@ -46,7 +46,7 @@ def l2_term(tensors: Iterable[Tensor], factor: float) -> Tensor:
 
 def l1_of_weights(model: nn.Module, factor: float) -> Tensor:
     """L1 on the weights of a network."""
-    return l1_term(weights(model), factor)
+    return l1_term(trainable_weights(model), factor)
 
 
 def l1_of_scales(model: nn.Module, factor: float) -> Tensor:
@@ -56,7 +56,7 @@ def l1_of_scales(model: nn.Module, factor: float) -> Tensor:
 
 def l2_of_weights(model: nn.Module, factor: float) -> Tensor:
     """L2 on the weights of a network."""
-    return l2_term(weights(model), factor)
+    return l2_term(trainable_weights(model), factor)
 
 
 def _total(terms: Iterable[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from math import floor
 import pytest
 import torch
 from compress_clip import Clip
-from compress_clip.threshold import clip, threshold_for, weights_of
+from compress_clip.threshold import clip, threshold_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -20,6 +20,7 @@ from compress_core.artifact import load, save
 from compress_core.errors import ModelError
 from compress_core.masks import masked_tensors
 from compress_core.parts import Change, TrainingTechnique
+from compress_core.weights import weights
 from tests.support import NETS, make, make_run
 
 
@@ -102,7 +103,7 @@ def test_norms_biases_and_skipped_modules_stay(name):
     model = make(name)
     skip = ("*.5",) if name == "mlp" else ("head*",)
     clipped = apply_techniques(model, [Clip(share=0.5, skip=skip)], make_run())
-    clippable = {id(weight) for _, _, weight in weights_of(model)}
+    clippable = {id(place.parameter) for place in weights(model)}
     changed = 0
     for path, parameter in model.named_parameters():
         same = torch.equal(parameter, clipped.get_parameter(path))
@@ -136,18 +137,10 @@ def test_a_clipped_network_survives_the_artifact_with_its_marks(tmp_path):
 
 def test_a_threshold_below_every_weight_leaves_no_mark():
     model = make("mlp")
-    smallest = min(float(weight.detach().abs().min()) for _, _, weight in weights_of(model))
+    smallest = min(float(place.parameter.detach().abs().min()) for place in weights(model))
     clipped = apply_techniques(model, [Clip(threshold=smallest / 2)], make_run())
     assert masked_tensors(clipped) == []
     assert all(torch.equal(clipped.get_parameter(name), weight) for name, weight in model.named_parameters())
-
-
-def test_a_shared_weight_is_clipped_once_and_left_when_one_owner_is_skipped():
-    model = nn.Module()
-    model.embed, model.head = nn.Embedding(6, 4), nn.Linear(4, 6, bias=False)
-    model.head.weight = model.embed.weight
-    assert [name for _, name, _ in weights_of(model)] == ["weight"]
-    assert weights_of(model, [model.head]) == []
 
 
 def test_it_says_how_many_weights_went_and_that_nothing_changed():

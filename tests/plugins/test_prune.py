@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from compress_prune import Prune
-from compress_prune.magnitude import cubic, prunable_weights, smallest
+from compress_prune.magnitude import cubic, smallest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -22,6 +22,7 @@ from compress_core.artifact import load, save
 from compress_core.errors import ModelError
 from compress_core.masks import masked_tensors
 from compress_core.parts import Change, TrainingPlan, TrainingTechnique
+from compress_core.weights import weights
 from tests.support import NETS, make, make_run
 
 
@@ -77,7 +78,7 @@ class Randomly(TrainingTechnique):
 
 
 def matrices(model: nn.Module) -> list[nn.Parameter]:
-    return [model.get_parameter(name) for name in prunable_weights(model)]
+    return [place.parameter for place in weights(model)]
 
 
 def zeros(model: nn.Module) -> int:
@@ -130,7 +131,7 @@ def test_a_share_of_each_layer_agrees_with_torch(schedule):
 def test_a_share_of_the_whole_network_agrees_with_torch():
     model = make("conv")
     pruned = apply_techniques(model, [Prune(amount=0.7, scope="global")], make_run())
-    names = prunable_weights(model)
+    names = [place.name for place in weights(model)]
     pairs = [(model.get_submodule(name.rpartition(".")[0]), "weight") for name in names]
     prune.global_unstructured(pairs, prune.L1Unstructured, amount=0.7)
     for name, (module, _) in zip(names, pairs, strict=True):
@@ -170,7 +171,7 @@ def test_removed_weights_stay_zero_in_later_trainings(schedule, tmp_path):
     pruned = apply_techniques(make("conv"), [Prune(amount=0.6, schedule=schedule), Epochs(epochs=1)], run)
     save(pruned, tmp_path / "model", factory="tests.support:ConvNet")
     loaded = load(tmp_path / "model", factory="tests.support:ConvNet")
-    assert masked_tensors(loaded) == masked_tensors(pruned) == sorted(prunable_weights(pruned))
+    assert masked_tensors(loaded) == masked_tensors(pruned) == sorted(place.name for place in weights(pruned))
     trained = apply_techniques(loaded, [Epochs(epochs=1)], run)
     for before, after in zip(matrices(pruned), matrices(trained), strict=True):
         assert (before == 0).sum() == round(0.6 * before.numel())
@@ -217,7 +218,8 @@ def test_norms_biases_and_skipped_modules_stay(name):
     model = make(name)
     skip = ("*.5",) if name == "mlp" else ("head",)
     pruned = apply_techniques(model, [Prune(amount=0.5, skip=skip)], make_run())
-    names = set(prunable_weights(model, [model.get_submodule("layers.5" if name == "mlp" else "head")]))
+    skipped = model.get_submodule("layers.5" if name == "mlp" else "head")
+    names = {place.name for place in weights(model, [skipped])}
     for path, parameter in model.named_parameters():
         assert torch.equal(parameter, pruned.get_parameter(path)) == (path not in names)
 

@@ -140,6 +140,8 @@ def test_the_terms_count_weights_and_scales_and_nothing_else():
     model.stem.weight.requires_grad_(False)
     rest = sum(float(w.abs().sum()) for w in weights if w is not model.stem.weight)
     assert float(l1_of_weights(model, 1)) == pytest.approx(rest, rel=1e-5)
+    assert float(l2_of_weights(nn.LayerNorm((2, 3)), 1)) == 0.0
+    assert float(l1_of_scales(nn.LayerNorm((2, 3)), 1)) == 6.0
 
 
 def test_l1_drives_far_more_weights_towards_zero_and_keeps_what_matters():
