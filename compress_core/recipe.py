@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -13,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.scalarbool import ScalarBoolean
 
 from compress_core.catalog import Catalog, catalog
 from compress_core.errors import RecipeError, suggest
@@ -149,6 +152,15 @@ def read_recipe(path: Path, plugins: Catalog | None = None) -> Recipe:
     return _Reader(path, plugins or catalog()).recipe()
 
 
+def validated(kind: type[Checked], values: Any) -> Checked:
+    """Values from YAML as a pydantic model; unlike in Python, neither `true` nor `"1"` is a number.
+
+    Raises:
+        ValidationError: they do not fit.
+    """
+    return kind.model_validate_json(json.dumps(values), strict=True)
+
+
 class _Reader:
     """Turns one file into a recipe; every complaint names the place in that file."""
 
@@ -216,7 +228,7 @@ class _Reader:
         for key in place:
             if not isinstance(node, Mapping) or key not in node:
                 break
-            line = node.lc.key(key)[0] + 1 if isinstance(node, CommentedMap) else line
+            line = _line(node, key) or line
             node = node[key]
         where = f"{self.path}, line {line}" if line is not None else str(self.path)
         return RecipeError(what, where=", ".join([where, ".".join(map(str, place))] if place else [where]), mend=mend)
@@ -224,7 +236,7 @@ class _Reader:
     def _check(self, kind: type[Checked], values: Any, place: tuple[Any, ...]) -> Checked:
         """Validate values as a pydantic model; the first mistake becomes a `RecipeError` at its place."""
         try:
-            return kind.model_validate(_plain(values))
+            return validated(kind, self._plain(values, place))
         except ValidationError as error:
             mistake = error.errors()[0]
             where = (*place, *mistake["loc"])
@@ -240,7 +252,32 @@ class _Reader:
             mend = f"`compress plugins {kind.name}` shows what it takes" if issubclass(kind, Part) else ""
             if mistake["type"] == "string_pattern_mismatch":
                 mend = "write package.module:attribute"
+            if mistake["type"] == "string_type" and isinstance(mistake["input"], int | float):
+                mend = "quote it: a number, true and false are no text"
             raise self._error(f"{mistake['msg'].removeprefix('Value error, ')}{given}", where, mend) from None
+
+    def _plain(self, value: Any, place: tuple[Any, ...]) -> Any:
+        """The annotated containers and numbers of ruamel as plain ones; a recipe has no others."""
+        match value:
+            case Mapping():
+                return {str(key): self._plain(entry, (*place, key)) for key, entry in value.items()}
+            case list():
+                return [self._plain(entry, (*place, index)) for index, entry in enumerate(value)]
+            case None | bool():
+                return value
+            case ScalarBoolean():
+                return bool(value)
+            case int():
+                return int(value)
+            case float():
+                if not isfinite(value):
+                    raise self._error(f"a number must be finite, not {float(value)}", place, "write a finite number")
+                return float(value)
+            case str():
+                return str(value)
+            case _:
+                kind = type(value).__name__
+                raise self._error(f"{value} is neither text nor a number, but a {kind}", place, "quote it")
 
     def _part(self, kind: str, known: Mapping[str, type[AnyPart]], place: tuple[str, ...], key: str) -> AnyPart:
         """A part that is chosen by the value of `key` in the mapping at `place`."""
@@ -251,6 +288,8 @@ class _Reader:
         if key not in values:
             raise self._error(f"the field {key!r} is missing", place, f"choose a {kind}: {', '.join(sorted(known))}")
         chosen = values.pop(key)
+        if not isinstance(chosen, str):
+            raise self._error(f"{chosen!r} names no {kind}", (*place, key), f"choose one: {', '.join(sorted(known))}")
         if chosen not in known:
             raise self._error(
                 f"unknown {kind} {chosen!r}", (*place, key), self.plugins.unknown(kind, str(chosen), known)
@@ -262,7 +301,9 @@ class _Reader:
         if not names:
             raise self._error("the pipeline is empty", ("pipeline",), "add a step")
         for name in names:
-            if not isinstance(name, str) or not NAME.fullmatch(name) or name in RESERVED:
+            if not isinstance(name, str):
+                raise self._error(f"{name!r} cannot name a step", ("pipeline", name), "quote it: a name is text")
+            if not NAME.fullmatch(name) or name in RESERVED:
                 raise self._error(
                     f"{name!r} cannot name a step",
                     ("pipeline", name),
@@ -346,20 +387,7 @@ class _Reader:
             numbers_from[step.name] = (before or step.name) if changed else None
 
 
-def _plain(value: Any) -> Any:
-    """The annotated containers and numbers of ruamel as plain ones."""
-    match value:
-        case Mapping():
-            return {str(key): _plain(entry) for key, entry in value.items()}
-        case list():
-            return [_plain(entry) for entry in value]
-        case bool():
-            return bool(value)
-        case int():
-            return int(value)
-        case float():
-            return float(value)
-        case str():
-            return str(value)
-        case _:
-            return value
+def _line(node: Mapping[Any, Any], key: Any) -> int | None:
+    """The line, from 1, of a key that stands in a mapping itself and does not come from another with `<<`."""
+    own = (node.lc.data or {}) if isinstance(node, CommentedMap) else {}
+    return int(own[key][0]) + 1 if key in own else None

@@ -54,6 +54,25 @@ MISTAKES = {
     "value out of range": ("share: 0.25", "share: 1.5", "less than 1", "cut.use.cut.share", "1.5", None),
     "value not a number": ("share: 0.25", "share: .nan", "not nan", "cut.use.cut.share", ".nan", None),
     "wrong type": ("epochs: 2", "epochs: many", "not 'many'", "baseline.use.learn.epochs", "many", None),
+    "truth for a count": ("epochs: 2", "epochs: true", "not True", "baseline.use.learn.epochs", "epochs: t", "learn`"),
+    "text for a count": ("epochs: 2", 'epochs: "2"', "not '2'", "baseline.use.learn.epochs", 'epochs: "', "learn`"),
+    "truth for a number": ("share: 0.25", "share: true", "not True", "cut.use.cut.share", "share: t", "cut`"),
+    "text for a number": ("share: 0.25", "share: '0.25'", "not '0.25'", "cut.use.cut.share", "share: '", "cut`"),
+    "truth for a setting": ("seed: 0", "seed: true", "not True", "seed", "seed: true", None),
+    "text for a setting": ("threads: 2", "threads: '2'", "not '2'", "threads", "threads: '", None),
+    "number for a text": ("device: cpu", "device: 0", "valid string, not 0", "device", "device: 0", "quote it"),
+    "number for a step": ("input: baseline", "input: 2", "valid string, not 2", "cut.input", "input: 2", "quote it"),
+    "number as a step": ("  cut:\n", "  2:\n", "2 cannot name a step", "pipeline.2", "  2:\n", "quote it"),
+    "list for a data source": ("fake-digits", "[a]", "['a'] names no data source", "data.source", "[a]", "fake-digits"),
+    "mapping for a task": ("test-classification", "{a: 1}", "names no task", "task.name", "{a: 1}", "test-class"),
+    "list for a format": (
+        "cut: {share: 0.25}",
+        "export: {format: [a]}",
+        "['a'] names no export format",
+        "cut.use.export.format",
+        "format: [a]",
+        "choose one: text",
+    ),
     "fraction for a count": ("epochs: 2", "epochs: 2.5", "2.5", "baseline.use.learn.epochs", "2.5", None),
     "unknown input": ("input: baseline", "input: basline", "'basline'", "cut.input", "basline", "'baseline'"),
     "unknown teacher": (
@@ -160,6 +179,69 @@ def test_a_mistake_is_told_with_line_field_and_mend(tmp_path, mistake):
         assert f"line {line_of(text, at)}," in error.where
     if mend is not None:
         assert mend in error.mend
+
+
+PARAMS = "tests.support:MLP\n  params:\n    "
+
+
+@pytest.mark.parametrize(
+    ("params", "place", "what"),
+    [
+        ("a: .inf", "a", "must be finite, not inf"),
+        ("a: {b: [1, -.inf]}", "a.b.1", "must be finite, not -inf"),
+        ("a: .nan", "a", "must be finite, not nan"),
+        ("a: 2026-01-01", "a", "2026-01-01 is neither text nor a number, but a date"),
+        ("a: [2026-01-01T10:00:00]", "a.0", "is neither text nor a number"),
+        ("a: !!binary aGVsbG8=", "a", "is neither text nor a number"),
+        ("a: !unit 3", "a", "is neither text nor a number"),
+    ],
+)
+def test_what_no_manifest_can_hold_is_refused_as_an_argument_of_the_network(tmp_path, params, place, what):
+    error = refused(tmp_path, changed("tests.support:MLP", PARAMS + params))
+    assert what in error.what
+    assert error.where.endswith(f"line 11, model.params.{place}")
+    assert error.mend
+
+
+def test_plain_arguments_of_the_network_come_as_they_are_written(tmp_path):
+    written = "{a: &yes true, b: *yes, c: [1, 2.5, 'x'], d: {e: null}, f: 12345678901234567890123}"
+    params = read(tmp_path, changed("tests.support:MLP", PARAMS.rstrip() + " " + written)).model.params
+    assert repr(params) == repr(
+        {"a": True, "b": True, "c": [1, 2.5, "x"], "d": {"e": None}, "f": 12345678901234567890123}
+    )
+
+
+MERGED = RECIPE.replace("  baseline:\n", "  baseline: &first\n")
+
+
+def test_a_step_may_take_fields_from_another_with_a_merge_key(tmp_path):
+    recipe = read(tmp_path, MERGED + "  again:\n    <<: *first\n    input: baseline\n")
+    assert recipe.steps["again"].techniques == recipe.steps["baseline"].techniques
+    assert recipe.steps["again"].input == "baseline"
+
+
+TOO_MUCH = RECIPE.replace("cut: {share: 0.25}", "cut: {<<: {share: 2}}")
+UNKNOWN = MERGED + "  again:\n    <<: *first\n    teacher: nobody\n"
+NO_NAME = RECIPE.replace("  source: fake-digits", "  <<: {source: [a]}")
+
+
+@pytest.mark.parametrize(
+    ("text", "at", "field"),
+    [
+        (TOO_MUCH, "cut: {<<", "pipeline.cut.use.cut.share"),
+        (UNKNOWN, "teacher: nobody", "pipeline.again.teacher"),
+        (NO_NAME, "data:", "data.source"),
+    ],
+)
+def test_a_mistake_beside_or_below_a_merge_key_is_told_at_the_nearest_line(tmp_path, text, at, field):
+    assert refused(tmp_path, text).where.endswith(f", line {line_of(text, at)}, {field}")
+
+
+def test_paths_and_numbers_of_a_part_may_be_written_as_yaml_has_them(tmp_path):
+    text = changed("source: fake-digits", "source: fake-digits\n  read: [a.npz]").replace("epochs: 2", "rate: 1")
+    recipe = read(tmp_path, text)
+    assert recipe.data.files() == (Path("a.npz"),)
+    assert recipe.steps["baseline"].techniques[0].rate == 1.0
 
 
 @pytest.mark.parametrize("name", ["none", "data", "lock", "report", "-a", "ä", "a.b", "a b"])
