@@ -126,9 +126,9 @@ def _names(nets: Iterable[str]) -> tuple[str, ...]:
 
 
 def _checks_on_nets(subject: Subject, nets: tuple[str, ...]) -> Iterator[Check]:
-    kept = {
+    kept: dict[str, Callable[[Subject, str], Refusal | None]] = {
         "runs": promises.runs,
-        "repeats": promises.repeats,
+        "repeats": partial(promises.repeats, nets=nets),
         "survives": promises.survives,
         "trains-on": promises.trains_on,
     }

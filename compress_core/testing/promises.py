@@ -24,6 +24,7 @@ from compress_core.masks import masked_tensors
 from compress_core.parts import Change, Exporter, Technique, TrainingTechnique
 from compress_core.recipe import validated
 from compress_core.testing.digits import Epochs
+from compress_core.testing.elsewhere import hashes, hashes_elsewhere
 from compress_core.testing.nets import make_net
 from compress_core.testing.report import ConformanceError, Refusal, attempt
 from compress_core.testing.subject import (
@@ -127,8 +128,11 @@ def runs(subject: Subject, net: str) -> Refusal | None:
     return None
 
 
-def repeats(subject: Subject, net: str) -> Refusal | None:
-    """The same seed makes the same bytes, whatever random numbers were drawn before."""
+def repeats(subject: Subject, net: str, nets: tuple[str, ...]) -> Refusal | None:
+    """The same seed makes the same bytes, whatever random numbers were drawn before, and in another process too.
+
+    The other process is asked for one of the networks.
+    """
     result = subject.on(net)
     if isinstance(result, Refusal):
         return result
@@ -138,9 +142,15 @@ def repeats(subject: Subject, net: str) -> Refusal | None:
         second = written(subject.again(net), net, Path(folder) / "second")
     if first != second:
         raise ConformanceError(
-            "the same seed makes other bytes",
-            mend="draw random numbers from torch.Generator().manual_seed(run.seed), sort what comes from sets",
+            "the same seed makes other bytes", mend="draw random numbers from torch.Generator().manual_seed(run.seed)"
         )
+    if net == subject.accepted(PREFERRED, nets):
+        there = hashes_elsewhere(subject.technique, net)
+        if there is not None and there != hashes(first):
+            raise ConformanceError(
+                "the same seed makes other bytes in another process",
+                mend="sort what comes from sets: their order is another one in every process",
+            )
     return None
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 import types
 import warnings
 from itertools import count
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -26,6 +29,8 @@ from compress_core.testing import (
     factory_of,
     make_net,
 )
+from compress_core.testing.elsewhere import _SERVING, hashes, hashes_elsewhere
+from compress_core.testing.subject import Subject, written
 
 
 class Halve(Technique):
@@ -60,6 +65,11 @@ def run_check(kind, name, **options):
     technique = kind() if isinstance(kind, type) and name != "parameters" else kind
     found = {str(check): check for check in checks_for(technique, export=False, others=[], **options)}
     return found[name]()
+
+
+def written_by(technique, net):
+    with tempfile.TemporaryDirectory() as folder:
+        return written(Subject(technique).again(net), net, Path(folder) / "made")
 
 
 def test_a_sound_technique_passes_every_check_and_refuses_nothing():
@@ -250,6 +260,57 @@ def _moody(self, model, run):
     nn.init.constant_(model.layers[1].weight, 1 / next(_calls))
     run.say("moody: there")
     return model
+
+
+class Unsorted(Technique):
+    """Give noise to the parameters in the order of a set of their names."""
+
+    name = "unsorted"
+
+    def apply(self, model, run):
+        generator = torch.Generator().manual_seed(run.seed)
+        with torch.no_grad():
+            for name in set(dict(model.named_parameters())):
+                parameter = model.get_parameter(name)
+                parameter.add_(torch.randn(parameter.shape, generator=generator))
+        run.say("unsorted: noise everywhere")
+        return model
+
+
+class Homebound(Halve):
+    """Work in the process of these tests only."""
+
+    name = "homebound"
+
+    def apply(self, model, run):
+        if _SERVING in os.environ:
+            raise KeyError("the key under the mat")
+        return super().apply(model, run)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Unsorted, "the same seed makes other bytes in another process"),
+        (Homebound, "in another process it fails: KeyError: 'the key under the mat'"),
+    ],
+)
+def test_what_differs_between_processes_is_found_on_one_network(kind, message):
+    with pytest.raises(ConformanceError, match=message):
+        run_check(kind, "repeats[mlp]", nets=["mlp", "lstm"])
+    assert run_check(kind, "repeats[lstm]", nets=["mlp", "lstm"]) is None
+
+
+def test_another_process_makes_the_same_bytes_of_what_can_be_imported_there():
+    class Local(Halve):
+        """Nobody else can import it."""
+
+        name = "local"
+
+    assert hashes_elsewhere(Local(), "mlp") is None
+    files = written_by(Halve(times=3), "mlp")
+    assert hashes_elsewhere(Halve(times=3), "mlp") == hashes(files)
+    assert hashes_elsewhere(Halve(times=2), "mlp") != hashes(files)
 
 
 @broken("hooked", "survives[mlp]", "cannot be saved: .*still has a hook")
