@@ -27,6 +27,7 @@ from compress_core.order import changes_numbers, check_together
 from compress_core.parts import DataSource, Exporter, Task, Technique
 from compress_core.recipe import Precision
 from compress_core.run import Run, as_teacher
+from compress_core.seeding import seeded
 from compress_core.stage import TEST_BATCH, check_data, check_device, export_model
 
 PRECISIONS = get_args(Precision)
@@ -200,7 +201,8 @@ def _splits(data: Splits | DataSource | Columned, seed: int) -> Splits:
     if isinstance(data, Splits):
         return data
     if isinstance(data, DataSource):
-        return data.splits(seed)
+        with seeded(seed):
+            return data.splits(seed)
     if not isinstance(data, Mapping) or not all(isinstance(columns, Mapping) for columns in data.values()):
         raise DataError(
             "the data are no mapping of splits to columns",

@@ -84,9 +84,7 @@ def _chosen(parts: Mapping[str, type[Part]], found: Mapping[type[Part], Schema],
     return {"oneOf": list(_with_choice(parts, found, key))}
 
 
-def _with_choice(
-    parts: Mapping[str, type[Part]], found: Mapping[type[Part], Schema], key: str
-) -> Iterable[Schema]:
+def _with_choice(parts: Mapping[str, type[Part]], found: Mapping[type[Part], Schema], key: str) -> Iterable[Schema]:
     for name, kind in sorted(parts.items()):
         schema = found[kind]
         yield {

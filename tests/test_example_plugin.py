@@ -211,8 +211,7 @@ def test_a_plugin_that_fails_on_import_stops_only_recipes_that_need_it(environme
     printed = environment.python("-m", "compress_core.data", cwd=other, status=2, PYTHONPATH=str(path))
     assert "unknown technique 'torn'" in printed
     assert (
-        "plugin 'torn' of compress-torn is broken: "
-        "ModuleNotFoundError: No module named 'a_package_that_is_nowhere'"
+        "plugin 'torn' of compress-torn is broken: ModuleNotFoundError: No module named 'a_package_that_is_nowhere'"
     ) in printed
 
 
