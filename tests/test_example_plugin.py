@@ -203,12 +203,12 @@ def test_without_the_plugin_the_recipe_says_what_is_missing(environment, workspa
 
 def test_a_plugin_that_fails_on_import_stops_only_recipes_that_need_it(environment, workspace, stranger):
     path = stranger("compress-torn", "torn = compress_torn", compress_torn="import a_package_that_is_nowhere\n")
-    environment.python("-m", "compress_core.stage", "baseline", cwd=workspace, PYTHONPATH=str(path))
+    environment.python("-m", "compress_core.cli", "check", cwd=workspace, PYTHONPATH=str(path))
     text = (workspace / "params.yaml").read_text()
     other = workspace.parent / f"{workspace.name}-torn"
     other.mkdir()
     (other / "params.yaml").write_text(text.replace("sparsify:\n        keep: 2\n        of: 37", "torn: {}"))
-    printed = environment.python("-m", "compress_core.data", cwd=other, status=2, PYTHONPATH=str(path))
+    printed = environment.python("-m", "compress_core.cli", "check", cwd=other, status=2, PYTHONPATH=str(path))
     assert "unknown technique 'torn'" in printed
     assert (
         "plugin 'torn' of compress-torn is broken: ModuleNotFoundError: No module named 'a_package_that_is_nowhere'"
@@ -217,7 +217,7 @@ def test_a_plugin_that_fails_on_import_stops_only_recipes_that_need_it(environme
 
 def test_two_plugins_with_one_name_are_an_error_that_names_both(environment, workspace, stranger):
     path = stranger("compress-twin", "sparsify = compress_twin", compress_twin="")
-    printed = environment.python("-m", "compress_core.data", cwd=workspace, status=2, PYTHONPATH=str(path))
+    printed = environment.python("-m", "compress_core.cli", "check", cwd=workspace, status=2, PYTHONPATH=str(path))
     assert "error: two plugins are called 'sparsify': " in printed
     assert "compress_example of compress-example" in printed
     assert "compress_twin of compress-twin" in printed
@@ -231,20 +231,20 @@ def test_two_techniques_with_one_name_are_an_error_that_names_both(environment, 
         "@hookimpl\ndef register_techniques(): return [Sparsify]\n"
     )
     path = stranger("compress-twin", "twin = compress_twin", compress_twin=module)
-    printed = environment.python("-m", "compress_core.data", cwd=workspace, status=2, PYTHONPATH=str(path))
+    printed = environment.python("-m", "compress_core.cli", "check", cwd=workspace, status=2, PYTHONPATH=str(path))
     assert printed == (
         "error: plugins 'sparsify' and 'twin' both have a Technique called 'sparsify'\n"
         "  to mend it: uninstall one of them, or leave one out with COMPRESS_DISABLED_PLUGINS=twin\n"
     )
     environment.python(
-        "-m", "compress_core.data", cwd=workspace, PYTHONPATH=str(path), COMPRESS_DISABLED_PLUGINS="twin"
+        "-m", "compress_core.cli", "check", cwd=workspace, PYTHONPATH=str(path), COMPRESS_DISABLED_PLUGINS="twin"
     )
 
 
 def test_a_misspelt_hook_is_an_error_with_the_right_spelling(environment, workspace, stranger):
     module = "from compress_core import hookimpl\n@hookimpl\ndef register_technique(): return []\n"
     path = stranger("compress-typo", "typo = compress_typo", compress_typo=module)
-    printed = environment.python("-m", "compress_core.data", cwd=workspace, status=2, PYTHONPATH=str(path))
+    printed = environment.python("-m", "compress_core.cli", "check", cwd=workspace, status=2, PYTHONPATH=str(path))
     assert "error: plugin 'typo' of compress-typo 1.0 does not fit the hooks: " in printed
     assert "to mend it: register_technique: did you mean 'register_techniques'?" in printed
 

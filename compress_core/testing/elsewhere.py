@@ -1,8 +1,8 @@
 """The same step in another process, where strings hash otherwise, so that sets of names have another order.
 
-One server is started per process of the kit, since importing torch is what takes time. It forks for every request,
-so that nothing of one request is left for the next. It runs no tensor operation itself: what has a pool of threads
-cannot be forked.
+One server is started per process of the kit, since importing torch and the plugins is what takes time. It forks for
+every request, so that nothing of one request is left for the next. It runs no tensor operation itself: what has a pool
+of threads cannot be forked.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from hashlib import sha256
 from importlib import import_module
@@ -24,6 +25,8 @@ from typing import Any
 
 import torch
 
+from compress_core.catalog import catalog
+from compress_core.errors import PluginError
 from compress_core.parts import Technique
 from compress_core.testing.report import ConformanceError
 from compress_core.testing.subject import Subject, written
@@ -98,6 +101,8 @@ def serve() -> None:
     """Answer each line of the standard input, a request, by a line: the hashes, an error, or `{}`."""
     for module in _NEEDED:
         import_module(module)
+    with suppress(PluginError):
+        catalog()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a plugin prints is no answer
     for line in iter(sys.stdin.readline, ""):
