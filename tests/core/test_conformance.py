@@ -16,9 +16,11 @@ EXAMPLES: list[Technique] = [kind(**kind.example) for _, kind in sorted(catalog(
 
 
 def _checks() -> list[Check]:
+    """A technique that only trains leaves the modules as they are, which `runs` holds it to: others export them."""
     found: list[Check] = []
     for place, technique in enumerate(EXAMPLES):
-        found += checks_for(technique, others=[Epochs(), *EXAMPLES[place + 1 :]])
+        export = technique.changes != {Change.TRAINING}
+        found += checks_for(technique, others=[Epochs(), *EXAMPLES[place + 1 :]], export=export)
     return found
 
 
