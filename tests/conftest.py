@@ -7,6 +7,7 @@ import os
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # set before torch is imported: processes that share cores do not wait
+os.environ["COLUMNS"] = "160"  # tables are as wide as in a pipe
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 

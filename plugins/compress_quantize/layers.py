@@ -7,7 +7,7 @@ themselves: `weight` int8 with a scale per output channel, `bias` int32 on the g
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decomposed
@@ -100,6 +100,8 @@ def make_trainable(layer: nn.Module, *, source: str | None, norm: str | None, pe
 class _Kept(nn.Module):
     """What the kept layers share."""
 
+    GEOMETRY: ClassVar[tuple[str, ...]]
+    """The names of the constructor's arguments, without `bias`."""
     weight: nn.Parameter
     scale: Tensor
     bias_scale: Tensor
@@ -130,7 +132,7 @@ class _Kept(nn.Module):
 
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        raise NotImplementedError
+        return {**{name: getattr(self, name) for name in self.GEOMETRY}, "bias": self.bias is not None}
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
@@ -147,6 +149,8 @@ def _dequantize(integers: Tensor, scale: Tensor, zero_point: Tensor | None, lowe
 class QuantizedLinear(_Kept):
     """A linear layer that holds 8-bit integers."""
 
+    GEOMETRY = ("in_features", "out_features")
+
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
@@ -156,17 +160,11 @@ class QuantizedLinear(_Kept):
         """(..., in) -> (..., out)."""
         return F.linear(_quantized_input(self, input), self.real_weight(), self.real_bias())
 
-    def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            "in_features": self.in_features,
-            "out_features": self.out_features,
-            "bias": self.bias is not None,
-        }
-
 
 class _QuantizedConv(_Kept):
     """A convolution over one or two axes."""
+
+    GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
 
     def __init__(
         self,
@@ -185,11 +183,6 @@ class _QuantizedConv(_Kept):
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
         self.dilation, self.groups = dilation, groups
         self._hold((out_channels, in_channels // groups, *kernel_size), bias)
-
-    def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-        return {**{name: getattr(self, name) for name in names}, "bias": self.bias is not None}
 
 
 class QuantizedConv1d(_QuantizedConv):

@@ -38,9 +38,10 @@ except KeyboardInterrupt:
 """
 
 PARENT = """
-import signal, sys
+import signal
 from pathlib import Path
 from compress_core.processes import Commands
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has it ignored
 with Commands(Path(), 1) as commands:
     for line in commands.lines("sh", "-c", "sleep 600 & echo $!; wait"):
         print(line, flush=True)
@@ -165,6 +166,6 @@ def test_a_killed_parent_takes_its_commands_along(sent: signal.Signals, tmp_path
     pid = int(parent.stdout.readline())
     assert psutil.pid_exists(pid)
     parent.send_signal(sent)
-    parent.wait()
+    parent.wait(SECONDS)
     assert wait_until_gone(pid)
     parent.stdout.close()

@@ -94,7 +94,8 @@ def test_two_workspaces_have_the_same_bytes(finished: Path, tmp_path: Path) -> N
 
 
 def test_an_edited_model_file_runs_the_steps_that_use_it_though_its_size_stays(tmp_path: Path) -> None:
-    recipe = SMALL.replace("    teacher: baseline\n", "    teacher: none\n    model:\n      factory: mynet:build\n")
+    own = "    teacher: none\n    model:\n      factory: mynet:build\n"
+    recipe = SMALL.replace("    teacher: baseline\n", own).replace("      distill:\n        temperature: 2\n", "")
     folder = make_workspace(tmp_path / "workspace", recipe)
     (folder / "mynet.py").write_text(NET)
     repro(folder, "step@onnx", "step@student")

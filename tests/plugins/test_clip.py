@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import floor
 
 import pytest
@@ -19,27 +18,9 @@ from compress_core.applying import apply_techniques
 from compress_core.artifact import load, save
 from compress_core.errors import ModelError
 from compress_core.masks import masked_tensors
-from compress_core.parts import Change, TrainingTechnique
+from compress_core.testing import Epochs
 from compress_core.weights import weights
 from tests.support import NETS, make, make_run
-
-
-class Epochs(TrainingTechnique):
-    """Trains, and nothing else."""
-
-    name = "test-epochs"
-    epochs: int = 2
-
-    @property
-    def changes(self) -> frozenset[Change]:
-        return frozenset({Change.TRAINING})
-
-    @property
-    def brings_epochs(self) -> bool:
-        return True
-
-    def plan(self, plan, run):
-        return replace(plan, epochs=self.epochs, optimizer=lambda groups: torch.optim.Adam(groups, lr=1e-2))
 
 
 def test_only_magnitudes_above_the_threshold_stay_whatever_their_sign():
@@ -117,7 +98,7 @@ def test_norms_biases_and_skipped_modules_stay(name):
 def test_a_clipped_weight_stays_zero_while_training():
     run = make_run()
     clipped = apply_techniques(make("mlp"), [Clip(share=0.5)], run)
-    trained = apply_techniques(clipped, [Epochs()], run)
+    trained = apply_techniques(clipped, [Epochs(epochs=2)], run)
     for path, parameter in clipped.named_parameters():
         if parameter.ndim >= 2:
             zeros = parameter == 0

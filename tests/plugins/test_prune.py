@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -22,31 +21,9 @@ from compress_core.artifact import load, save
 from compress_core.errors import ModelError
 from compress_core.masks import masked_tensors
 from compress_core.parts import Change, TrainingPlan, TrainingTechnique
+from compress_core.testing import Epochs
 from compress_core.weights import weights
 from tests.support import NETS, make, make_run
-
-
-class Epochs(TrainingTechnique):
-    """Trains, and nothing else."""
-
-    name = "test-epochs"
-    epochs: int = 2
-
-    @property
-    def changes(self) -> frozenset[Change]:
-        return frozenset({Change.TRAINING})
-
-    @property
-    def brings_epochs(self) -> bool:
-        return True
-
-    def plan(self, plan, run):
-        return replace(
-            plan,
-            epochs=self.epochs,
-            optimizer=lambda groups: torch.optim.Adam(groups, lr=1e-2),
-            schedule=lambda progress: 1 - 0.95 * progress,
-        )
 
 
 class Watch(TrainingTechnique):
@@ -239,7 +216,7 @@ def test_zeros_that_training_fills_are_no_weights_that_came_back():
         model.layers[3].weight.zero_()
     said: list[str] = []
     run = make_run(teller=said.append)
-    pruned = apply_techniques(model, [Prune(amount=0.05), Epochs()], run)
+    pruned = apply_techniques(model, [Prune(amount=0.05), Epochs(epochs=2)], run)
     assert zeros(pruned) < zeros(model)
     total = sum(weight.numel() for weight in matrices(pruned))
     told = re.fullmatch(r"prune: (\d+) of (\d+) weights went; (\d+) are zero now", said[-1])
