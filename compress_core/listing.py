@@ -10,6 +10,7 @@ from pydantic_core import to_jsonable_python
 from rich.table import Table
 from rich.text import Text
 
+from compress_core import hookspecs
 from compress_core.catalog import Catalog, Plugin
 from compress_core.errors import PluginError, suggest
 from compress_core.parts import Part, Technique
@@ -40,6 +41,7 @@ def listing(plugins: Catalog) -> list[dict[str, Any]]:
             "distribution": plugin.distribution,
             "version": plugin.version,
             "error": plugin.error or None,
+            "watches": _watches(plugins, plugin),
             "parts": {kind: found for kind in kinds(plugins) if (found := _names(plugins, plugin, kind))},
         }
         for plugin in plugins.plugins
@@ -79,7 +81,7 @@ def plugins_table(plugins: Catalog) -> Table:
             provides = Text(f"broken: {entry['error']}", style="red")
         else:
             parts = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in entry["parts"].items())
-            provides = Text(parts or "networks or a watcher")
+            provides = Text(parts or ("watches the stages" if entry["watches"] else "networks"))
         table.add_row(entry["name"], f"{entry['distribution']} {entry['version']}", provides)
     return table
 
@@ -111,6 +113,13 @@ def trial_line(trial: Trial) -> str:
         return f"{trial.step}: not tried, since {trial.waits_for} fails"
     head = f"{trial.step}: {'fails' if trial.error else 'works'} ({trial.seconds:.1f} s)"
     return "\n".join([head, *(f"  {note}" for note in trial.notes)])
+
+
+def _watches(plugins: Catalog, plugin: Plugin) -> bool:
+    """Whether a plugin is told how stages go."""
+    hooks = (name for name in vars(hookspecs) if name.startswith(("stage_", "scalar_")))
+    callers = plugins.manager.get_hookcallers(plugin.module) or [] if plugin.module is not None else []
+    return not {caller.name for caller in callers}.isdisjoint(hooks)
 
 
 def _names(plugins: Catalog, plugin: Plugin, kind: str) -> list[str]:

@@ -80,6 +80,8 @@ def test_plugins_lists_every_plugin_with_its_parts(here: Path) -> None:
     rows = [line.split() for line in call("compress", "plugins").out.splitlines()]
     assert [row[0] for row in rows[1:]] == sorted(found)
     assert "compress-core" in rows[1]
+    ends = {row[0]: " ".join(row[3:]) for row in rows}
+    assert (ends["tensorboard"], ends["zoo"]) == ("watches the stages", "networks")
 
 
 @pytest.mark.parametrize("name", sorted({*catalog().techniques, *catalog().tasks, *catalog().data_sources, "onnx"}))

@@ -25,7 +25,7 @@ from compress_core.door import Result
 from compress_core.errors import ArtifactError, CompressError, DataError, RecipeError
 from compress_core.files import read_manifest
 from compress_core.measure import quality
-from tests.support import Classification as TestClassification
+from tests.support import Classification as DigitsTask
 from tests.support import digits, make
 
 TRAIN = Tune(epochs=2, learning_rate=1e-2)
@@ -66,7 +66,7 @@ def test_the_history_has_the_network_that_came_in_and_every_step(dense: nn.Modul
 
 
 def test_the_figures_are_those_of_the_network_on_the_test_split(small: Result) -> None:
-    assert small.quality == quality(small.model, batches(digits().test, 100), TestClassification())
+    assert small.quality == quality(small.model, batches(digits().test, 100), DigitsTask())
     assert small.quality.examples == len(digits().test)
     assert small.quality.value > 0.75
 
