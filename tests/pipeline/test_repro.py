@@ -6,6 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy
+from sklearn.datasets import load_digits
+
 from compress_core.files import digest
 from tests.workspaces import SMALL, change, executed, make_workspace, repro, run
 
@@ -102,6 +105,20 @@ def test_an_edited_model_file_runs_the_steps_that_use_it_though_its_size_stays(t
     for width in ("17", "18", "19"):
         (folder / "mynet.py").write_text(NET.replace("16", width))
         assert repro(folder, "step@onnx", "step@student") == ["student"]
+
+
+def test_an_edited_data_file_makes_the_data_and_all_steps_anew_though_its_size_stays(tmp_path: Path) -> None:
+    recipe = SMALL[: SMALL.index("  onnx:")].replace("source: digits", "source: npz\n  path: own.npz")
+    folder = make_workspace(tmp_path / "workspace", recipe)
+    digits = load_digits()
+    image, label = digits.images[:, None].astype("float32") / 16, digits.target
+    numpy.savez(folder / "own.npz", image=image, label=label)
+    size = (folder / "own.npz").stat().st_size
+    assert repro(folder, "step@clipped") == ["data", "baseline", "clipped"]
+    assert repro(folder, "step@clipped") == []
+    numpy.savez(folder / "own.npz", image=image[::-1].copy(), label=label[::-1].copy())
+    assert (folder / "own.npz").stat().st_size == size
+    assert repro(folder, "step@clipped") == ["data", "baseline", "clipped"]
 
 
 def test_an_edited_plugin_runs_the_steps_that_use_it_though_its_size_stays(tmp_path: Path) -> None:
