@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from compress_core.catalog import catalog
 from compress_core.errors import ArtifactError, CompressError
 from compress_core.factory import build_model
-from compress_core.files import MANIFEST, read_manifest, replacing, write_manifest, write_tensors
+from compress_core.files import MANIFEST, read_manifest, refuse_foreign, replacing, write_manifest, write_tensors
 from compress_core.imports import resolve
 from compress_core.masks import hold_zeros, masked_tensors
 from compress_core.plain_values import decode, encode, is_plain
@@ -46,6 +46,7 @@ def save(
         ArtifactError: something in the network cannot be represented; nothing is written.
     """
     folder = Path(folder)
+    refuse_foreign(folder)
     try:
         fresh = build_model(factory, params or {}, error=ArtifactError)
         edits = differences(model, fresh, module_types())

@@ -73,6 +73,17 @@ def replacing(target: Path) -> Iterator[Path]:
             shutil.rmtree(before, ignore_errors=True)
 
 
+def refuse_foreign(folder: Path) -> None:
+    """Refuse to replace what is no artifact: whatever else lies there would be lost.
+
+    Raises:
+        ArtifactError: there is a file, or a folder that holds other things.
+    """
+    taken = folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file())
+    if taken:
+        raise ArtifactError("it holds other files, which would be lost", where=str(folder), mend="name a new folder")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all.
 

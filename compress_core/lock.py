@@ -314,10 +314,14 @@ def _sorted(value: Any) -> Any:
 
 
 def main() -> None:
-    """Write step.lock.yaml of the recipe in the working directory; an error leaves the old one."""
+    """Write step.lock.yaml of the recipe in the working directory; an error leaves the old one.
+
+    Also lays `artifacts/none`, the empty folder on which steps without an input or teacher depend.
+    """
     with ending_with_status():
         workspace = Workspace.here()
         write_text(workspace.lock, to_yaml(lock(read_recipe(workspace.params), workspace)))
+        write_text(workspace.artifact("none") / ".gitkeep", "")
 
 
 if __name__ == "__main__":

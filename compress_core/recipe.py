@@ -52,8 +52,8 @@ class Settings(BaseModel):
     """Decides everything random: initial weights, order of the examples, splits."""
     threads: int = Field(ge=1)
     """Threads of one step. Another number gives other sums, so other bytes: it is a parameter."""
-    device: str
-    """Where networks train: `cpu`, `cuda`, `cuda:1`, `mps`."""
+    device: str = Field(pattern=r"^(cpu|mps|(cuda|xpu)(:\d+)?)$")
+    """Where networks train: `cpu`, `cuda`, `cuda:1`, `mps`, `xpu`."""
     precision: Precision
     """Number format of the training's forward and backward passes."""
     reference: str
@@ -238,7 +238,8 @@ class _Reader:
         try:
             return validated(kind, self._plain(values, place))
         except ValidationError as error:
-            mistake = error.errors()[0]
+            mistakes = error.errors()
+            mistake = next((entry for entry in mistakes if entry["type"] == "extra_forbidden"), mistakes[0])
             where = (*place, *mistake["loc"])
             if mistake["type"] == "extra_forbidden":
                 raise self._error(

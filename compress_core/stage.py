@@ -24,7 +24,16 @@ from compress_core.catalog import catalog
 from compress_core.data import Splits, batches, load_splits
 from compress_core.errors import CompressError, DataError, RecipeError
 from compress_core.factory import build_model
-from compress_core.files import MANIFEST, digest, replacing, to_json, write_manifest, write_text, writing
+from compress_core.files import (
+    MANIFEST,
+    digest,
+    refuse_foreign,
+    replacing,
+    to_json,
+    write_manifest,
+    write_text,
+    writing,
+)
 from compress_core.measure import Metrics, counts, quality, shipped_bytes
 from compress_core.modes import torch_threads
 from compress_core.parts import Exporter
@@ -144,6 +153,7 @@ def export_model(
         CompressError: the network cannot be exported; nothing is written.
     """
     arguments, keywords = run.example
+    refuse_foreign(folder)
     with replacing(folder) as temporary:
         exporter.export(model, temporary, (arguments, keywords))
         write_manifest(temporary, {"kind": "export", "exporter": exporter.name, "provenance": dict(provenance)})

@@ -121,7 +121,8 @@ def _explained(report: Report) -> list[str]:
     """What stays real and why, one line for each reason."""
     lines = []
     for reason in Counter(report.left.values()):
-        lines.append(f"left real: {', '.join(path for path, why in report.left.items() if why == reason)} ({reason})")
+        paths = ", ".join(path or "the network itself" for path, why in report.left.items() if why == reason)
+        lines.append(f"left real: {paths} ({reason})")
     for reason in Counter(report.untraced.values()):
         paths = ", ".join(path or "the network itself" for path, why in report.untraced.items() if why == reason)
         lines.append(f"not traced, so only what its layers read is rounded: {paths} ({reason})")

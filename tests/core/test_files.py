@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
+from compress_core.artifact import save
 from compress_core.errors import ArtifactError
 from compress_core.files import (
     MANIFEST,
     digest,
     read_manifest,
+    refuse_foreign,
     replacing,
     to_json,
     write_manifest,
@@ -126,6 +129,28 @@ def test_a_text_is_whole_for_every_reader_while_many_write_it(tmp_path):
         for writer in writers:
             writer.result()
     assert [entry.name for entry in tmp_path.iterdir()] == ["lock.yaml"]
+
+
+@pytest.mark.parametrize("lay", ["file", "folder"])
+def test_what_is_no_artifact_is_never_replaced(tmp_path, lay):
+    place = tmp_path / "mine"
+    precious = place if lay == "file" else place / "thesis.txt"
+    precious.parent.mkdir(exist_ok=True)
+    precious.write_text("years of work")
+    with pytest.raises(ArtifactError, match="holds other files") as error:
+        refuse_foreign(place)
+    assert error.value.mend == "name a new folder"
+    with pytest.raises(ArtifactError, match="holds other files"):
+        save(nn.Linear(2, 2), place, factory="torch.nn:Linear", params={"in_features": 2, "out_features": 2})
+    assert precious.read_text() == "years of work"
+
+
+def test_an_artifact_an_empty_folder_and_no_folder_may_be_replaced(tmp_path):
+    write(tmp_path / "old")
+    (tmp_path / "empty").mkdir()
+    for name in ("old", "empty", "none"):
+        save(nn.Linear(2, 2), tmp_path / name, factory="torch.nn:Linear", params={"in_features": 2, "out_features": 2})
+        assert (tmp_path / name / "model.safetensors").is_file()
 
 
 def test_the_same_content_has_the_same_bytes(tmp_path):
