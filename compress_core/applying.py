@@ -8,7 +8,7 @@ from copy import deepcopy
 import torch
 from torch import nn
 
-from compress_core.errors import BrokenModelError, CompressError
+from compress_core.errors import BrokenModelError, CompressError, place_of
 from compress_core.order import ordered
 from compress_core.parts import Change, Technique, TrainingTechnique
 from compress_core.run import Run
@@ -53,8 +53,9 @@ def check_runs(model: nn.Module, run: Run, techniques: Sequence[Technique] = ())
                 output = copy(*arguments, **keywords)
         except Exception as error:
             mode = "train" if training else "eval"
+            reason = f"{type(error).__name__}: {error}{place_of(error)}"
             raise BrokenModelError(
-                f"the network that {blame} made does not run in {mode} mode: {type(error).__name__}: {error}",
+                f"the network that {blame} made does not run in {mode} mode: {reason}",
                 mend="check that the data's columns fit the network's forward, or leave the named layers out",
             ) from error
         if not training and not torch.isfinite(run.task.logits(output)).all():

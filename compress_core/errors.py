@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
+from traceback import extract_tb
 
 EXIT_STATUS = 2
 """What our own commands end with after a `CompressError`."""
@@ -67,6 +69,17 @@ class TrainingError(CompressError):
 
 class ArtifactError(CompressError):
     """A saved model is missing, altered, or cannot be represented."""
+
+
+def place_of(error: BaseException) -> str:
+    """The innermost line of somebody's own code behind an exception, as ` (mynet.py, line 8)`, or nothing."""
+    ours = str(Path(__file__).parent)
+    frames = [
+        frame
+        for frame in extract_tb(error.__traceback__)
+        if "site-packages" not in frame.filename and not frame.filename.startswith((ours, "<"))
+    ]
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

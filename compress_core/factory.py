@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from compress_core.errors import CompressError, ModelError
+from compress_core.errors import CompressError, ModelError, place_of
 from compress_core.imports import resolve, stopped
 from compress_core.seeding import seeded
 
@@ -43,7 +43,7 @@ def build_model(
             if stopped(failure):
                 raise
             raise error(
-                f"{factory!r} fails with {type(failure).__name__}: {failure}",
+                f"{factory!r} fails with {type(failure).__name__}: {failure}{place_of(failure)}",
                 where=f"{where}.params",
                 mend=f"it takes {_signature(make)}",
             ) from failure

@@ -22,7 +22,7 @@ from compress_core.applying import apply_techniques, check_runs
 from compress_core.artifact import load, same_network, save
 from compress_core.catalog import catalog
 from compress_core.data import Splits, batches, load_splits
-from compress_core.errors import CompressError, DataError, RecipeError
+from compress_core.errors import CompressError, DataError, RecipeError, place_of
 from compress_core.factory import build_model
 from compress_core.files import (
     MANIFEST,
@@ -136,7 +136,7 @@ def check_data(model: nn.Module, run: Run) -> None:
     except Exception as error:
         shapes = {name: tuple(column.shape[1:]) for name, column in run.splits.train.columns.items()}
         raise DataError(
-            f"the network does not take the data: {type(error).__name__}: {error}",
+            f"the network does not take the data: {type(error).__name__}: {error}{place_of(error)}",
             where="model",
             mend=f"the columns have the shapes {shapes}; give the factory fitting `params`, or the task its columns",
         ) from error

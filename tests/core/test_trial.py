@@ -156,7 +156,7 @@ def test_a_network_that_runs_only_in_eval_mode_is_found(here: Path) -> None:
     change(here, "compress_zoo:MLP\n  params:\n    widths: [16]", "evalnet:Net")
     first = next(try_recipe(recipe_of(here), Workspace(here)))
     assert isinstance(first.error, ModelError)
-    assert "does not run in train mode: RuntimeError: boom" in first.error.what
+    assert "does not run in train mode: RuntimeError: boom (evalnet.py, line 10)" in first.error.what
 
 
 def test_stale_data_are_not_believed(here: Path) -> None:
@@ -170,7 +170,7 @@ def test_stale_data_are_not_believed(here: Path) -> None:
 
 
 def test_a_device_that_is_not_there_is_told_before_any_step(here: Path) -> None:
-    change(here, "device: cpu", "device: quantum")
+    change(here, "device: cpu", "device: cuda:99")
     with pytest.raises(RecipeError) as caught:
         tried(here)
     assert caught.value.where == f"{here / 'params.yaml'}: device"
