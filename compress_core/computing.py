@@ -14,6 +14,7 @@ COMPUTES = frozenset(
     {
         "applying",  # a step on a live network
         "artifact",  # the bytes of a model
+        "channels",  # what goes together
         "data",  # batches
         "factory",  # initial weights
         "files",  # the bytes of a folder

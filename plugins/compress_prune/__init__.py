@@ -16,8 +16,8 @@ from compress_core.selecting import matching
 if TYPE_CHECKING:
     from torch import nn
 
+    from compress_core.channels.coupling import LeftAlone
     from compress_core.run import Run
-    from compress_prune.coupling import LeftAlone
     from compress_prune.masks import ChannelMasks, WeightMasks
 
 
@@ -137,9 +137,9 @@ class Prune(TrainingTechnique):
         return WeightMasks(model, names, whole=self.scope == "global")
 
     def _channels(self, model: nn.Module, skipped: Mapping[str, nn.Module], run: Run) -> ChannelMasks:
-        from compress_prune.coupling import coupled_groups
+        from compress_core.channels.coupling import coupled_groups
+        from compress_core.channels.proof import proven
         from compress_prune.masks import ChannelMasks
-        from compress_prune.proof import proven
 
         groups, left = coupled_groups(model, run, set(skipped))
         groups, wrong = proven(model, groups, run)
@@ -173,8 +173,8 @@ class Prune(TrainingTechnique):
         return model
 
     def _finish_channels(self, model: nn.Module, masks: ChannelMasks, run: Run) -> nn.Module:
-        from compress_prune.coupling import cut_keeps, misfit
-        from compress_prune.proof import check_cut
+        from compress_core.channels.coupling import cut_keeps, misfit
+        from compress_core.channels.proof import check_cut
 
         counts = [(group, int(mask.sum())) for group, mask in zip(masks.groups, masks.gone, strict=True)]
         if not any(count for _, count in counts):

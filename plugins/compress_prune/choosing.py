@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from compress_prune.coupling import Group
-from compress_prune.cutting import channel_powers
+from compress_core.channels.coupling import Group
+from compress_core.channels.cutting import channel_powers
 
 
 def importance(model: nn.Module, group: Group, power: int) -> Tensor:

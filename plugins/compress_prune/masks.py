@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from compress_core.channels.coupling import Group, Keeps, keeps_of, zero_keeps
 from compress_prune.choosing import counts_gone, importance, least
-from compress_prune.coupling import Group, Keeps, keeps_of, zero_keeps
 from compress_prune.magnitude import removed
 
 

@@ -8,9 +8,6 @@ import pytest
 import torch
 from compress_prune import Prune
 from compress_prune.choosing import counts_gone, least, nearest_kept
-from compress_prune.coupling import Group, coupled_groups, cut_keeps, keeps_of, zero_keeps
-from compress_prune.cutting import CannotCut, cut_channels, zero_channels
-from compress_prune.proof import check_cut, proven
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -18,6 +15,9 @@ from torch.nn import functional as F
 
 from compress_core.applying import apply_techniques
 from compress_core.artifact import load, save
+from compress_core.channels.coupling import Group, coupled_groups, cut_keeps, keeps_of, zero_keeps
+from compress_core.channels.cutting import CannotCut, cut_channels, zero_channels
+from compress_core.channels.proof import check_cut, proven
 from compress_core.errors import ModelError
 from compress_core.parts import Change
 from tests.plugins.test_prune import Epochs, Watch

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from compress_core.channels.coupling import Group, Keeps, LeftAlone, cut_keeps, keeps_of, zero_keeps
+from compress_core.channels.cutting import CannotCut
 from compress_core.errors import ModelError
-from compress_prune.coupling import Group, Keeps, LeftAlone, cut_keeps, keeps_of, zero_keeps
-from compress_prune.cutting import CannotCut
 
 if TYPE_CHECKING:
     from compress_core.run import Example, Run

@@ -27,9 +27,7 @@ import torch_pruning
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from compress_core.errors import ModelError
-from compress_core.weights import shared_parameters
-from compress_prune.cutting import (
+from compress_core.channels.cutting import (
     CannotCut,
     Side,
     axes,
@@ -41,6 +39,8 @@ from compress_prune.cutting import (
     zero_channels,
     zero_slices,
 )
+from compress_core.errors import ModelError
+from compress_core.weights import shared_parameters
 
 if TYPE_CHECKING:
     from compress_core.run import Run
