@@ -9,10 +9,20 @@ if TYPE_CHECKING:
     from compress_core.artifact import load, save
     from compress_core.door import Result, Together, compress
     from compress_core.hookspecs import hookimpl
-    from compress_core.parts import Change, DataSource, Exporter, Task, Technique, TrainingPlan, TrainingTechnique
+    from compress_core.parts import (
+        Change,
+        Criterion,
+        DataSource,
+        Exporter,
+        Task,
+        Technique,
+        TrainingPlan,
+        TrainingTechnique,
+    )
 
 __all__ = [
     "Change",
+    "Criterion",
     "DataSource",
     "Exporter",
     "Result",
@@ -33,6 +43,7 @@ _PLACES = {
     "compress_core.hookspecs": ("hookimpl",),
     "compress_core.parts": (
         "Change",
+        "Criterion",
         "DataSource",
         "Exporter",
         "Task",

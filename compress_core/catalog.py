@@ -22,13 +22,19 @@ import pluggy
 
 from compress_core import hookspecs
 from compress_core.errors import PluginError, suggest
-from compress_core.parts import DataSource, Exporter, Part, Task, Technique
+from compress_core.parts import Criterion, DataSource, Exporter, Part, Task, Technique
 from compress_core.watching import Watchers
 
 DISABLED_VARIABLE = "COMPRESS_DISABLED_PLUGINS"
 """Names of plugins to leave out, with commas between them."""
 
-REGISTERING = ("register_techniques", "register_data_sources", "register_tasks", "register_exporters")
+REGISTERING = (
+    "register_techniques",
+    "register_criteria",
+    "register_data_sources",
+    "register_tasks",
+    "register_exporters",
+)
 """The hooks that are called when the catalog is read; `register_modules` waits until a model is built or saved."""
 
 AnyPart = TypeVar("AnyPart", bound=Part)
@@ -55,6 +61,7 @@ class Catalog:
     plugins: tuple[Plugin, ...]
     manager: pluggy.PluginManager = field(repr=False)
     techniques: Mapping[str, type[Technique]]
+    criteria: Mapping[str, type[Criterion]]
     data_sources: Mapping[str, type[DataSource]]
     tasks: Mapping[str, type[Task]]
     exporters: Mapping[str, type[Exporter]]
@@ -130,6 +137,7 @@ def read_catalog(points: Iterable[EntryPoint], disabled: str = "") -> Catalog:
         plugins=plugins,
         manager=manager,
         techniques=parts("register_techniques", Technique),  # type: ignore[type-abstract]
+        criteria=parts("register_criteria", Criterion),
         data_sources=parts("register_data_sources", DataSource),  # type: ignore[type-abstract]
         tasks=parts("register_tasks", Task),  # type: ignore[type-abstract]
         exporters=parts("register_exporters", Exporter),  # type: ignore[type-abstract]

@@ -12,7 +12,7 @@ from compress_core.watching import Stage
 if TYPE_CHECKING:
     from torch import nn
 
-    from compress_core.parts import DataSource, Exporter, Task, Technique
+    from compress_core.parts import Criterion, DataSource, Exporter, Task, Technique
 
 PROJECT = "compress"
 """The name of the hook project and of the entry-point group."""
@@ -24,6 +24,12 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 @hookspec
 def register_techniques() -> Iterable[type[Technique]]:
     """Techniques, found by the names under `use:` in a step."""
+    return ()
+
+
+@hookspec
+def register_criteria() -> Iterable[type[Criterion]]:
+    """Criteria of what matters in a network, found by the techniques that remove something."""
     return ()
 
 

@@ -27,6 +27,7 @@ def kinds(plugins: Catalog) -> Kinds:
     """The parts of every kind, by what a person calls the kind."""
     return {
         "technique": plugins.techniques,
+        "criterion": plugins.criteria,
         "data source": plugins.data_sources,
         "task": plugins.tasks,
         "export format": plugins.exporters,

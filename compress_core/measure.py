@@ -62,6 +62,17 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """What a technique measured along a parameter, for the report."""
+
+    name: str
+    x: str
+    """What the first number of each point is, with its unit."""
+    y: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
 class Metrics:
     """What is known of a step's result: measured on the files that would be deployed, and counted in the network."""
 
@@ -70,6 +81,8 @@ class Metrics:
     counts: Counts
     notes: tuple[str, ...] = ()
     """What the techniques said of their work."""
+    curves: tuple[Curve, ...] = ()
+    """What they measured on their way."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -78,6 +91,7 @@ class Metrics:
             "bytes": self.bytes,
             **asdict(self.counts),
             "notes": list(self.notes),
+            "curves": [asdict(curve) for curve in self.curves],
         }
 
 

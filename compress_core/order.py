@@ -77,6 +77,14 @@ def check_together(techniques: Sequence[Technique], *, teacher: bool, numbers_fr
         raise RecipeError(
             f"{' and '.join(map(repr, owners))} both decide the format of the numbers", mend="keep one of them"
         )
+    leaders = [entry.name for entry in techniques if isinstance(entry, TrainingTechnique) and entry.conducts]
+    if len(leaders) > 1:
+        raise RecipeError(f"{' and '.join(map(repr, leaders))} both lead the training", mend="use them in two steps")
+    if leaders and owners:
+        raise RecipeError(
+            f"{leaders[0]!r} trains several times, and {owners[0]!r} would end that the first time",
+            mend=f"move {owners[0]!r} into a step of its own, after this one",
+        )
     late = [
         technique.name
         for technique in techniques

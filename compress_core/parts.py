@@ -1,4 +1,4 @@
-"""What a plugin may provide: Technique, TrainingTechnique, DataSource, Task, Exporter.
+"""What a plugin may provide: Technique, TrainingTechnique, Criterion, DataSource, Task, Exporter.
 
 A part is a frozen pydantic model: its fields are its parameters, their attribute docstrings are the
 documentation of the parameters, and its class docstring is its own. A part holds no state; what a
@@ -27,8 +27,12 @@ if TYPE_CHECKING:
     from compress_core.data import Batch, Split, Splits
     from compress_core.run import Run
 
+    Train = Callable[[nn.Module, "TrainingTechnique | None"], nn.Module]
+    """One training of a step, with the technique that takes the conductor's place."""
+
 __all__ = [
     "Change",
+    "Criterion",
     "DataSource",
     "Exporter",
     "Part",
@@ -57,6 +61,11 @@ class Part(BaseModel, ABC):
 
     name: ClassVar[str]
     """What a recipe calls it."""
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of other kinds that it works with; a change in their plugins makes its results old."""
+        return ()
 
 
 class Technique(Part):
@@ -89,6 +98,8 @@ class TrainingTechnique(Technique):
     The loop calls `plan`, `prepare`, `begin`, then `loss`, `after_backward` and `after_step` at every
     update, and `finish` once, on the best checkpoint. With no epochs it calls `plan`, `prepare`, `begin`,
     `after_step(progress=1)` and `finish`. If anything fails after `begin`, `abandon` is called instead of `finish`.
+
+    One that `conducts` decides how often the loop runs: by rounds, with steps back, with weights taken back.
     """
 
     needs_epochs: ClassVar[bool] = False
@@ -99,9 +110,22 @@ class TrainingTechnique(Technique):
         """Whether these parameters make the step train."""
         return False
 
+    @property
+    def conducts(self) -> bool:
+        """Whether these parameters make it lead the training of its step, by `conduct`."""
+        return False
+
     def apply(self, model: nn.Module, run: Run) -> nn.Module:
         """Train with this technique alone."""
         return run.train(model, [self])
+
+    def conduct(self, model: nn.Module, train: Train, run: Run) -> nn.Module:
+        """Return the trained network, calling `train(model, stand_in)` as often as it takes.
+
+        Each call trains with all techniques of the step, `stand_in` in the place of this one (None: without it). It
+        may change `model` in place.
+        """
+        return train(model, self)
 
     def plan(self, plan: TrainingPlan, run: Run) -> TrainingPlan:
         """Return the plan with this technique's wishes in it."""
@@ -136,6 +160,47 @@ class TrainingTechnique(Technique):
 
     def abandon(self, model: nn.Module, state: nn.Module | None, run: Run) -> None:
         """Take away what `begin` has hung on the network or the teacher; called when the training fails."""
+
+
+class Criterion(Part):
+    """How much the weights or the channels of a network matter: what scores least goes first.
+
+    A technique that removes something finds it by name. What it has observed lives in the module that `begin`
+    returns. Scores are compared within one network and one moment only; they need no common scale.
+    """
+
+    needs_gradients: ClassVar[bool] = False
+    """Whether `observe` has to be called after some backward passes before the scores are read."""
+    needs_epochs: ClassVar[bool] = False
+    """Whether only a training tells it anything."""
+
+    def begin(self, model: nn.Module, run: Run) -> nn.Module | None:
+        """Return what it keeps while it observes, or None."""
+        return None
+
+    def observe(self, model: nn.Module, state: nn.Module | None) -> None:
+        """Note the gradients of one backward pass."""
+
+    def measure(self, model: nn.Module, state: nn.Module | None, run: Run) -> None:
+        """Called before scores are read: measure on calibration batches what the scores rest on."""
+
+    def weight_scores(self, name: str, weight: Tensor, state: nn.Module | None) -> Tensor | None:
+        """The score of each entry of the weight of that name, in its shape; None if it has none for single weights.
+
+        Scores of entries that go together are added, and `pooled` makes one score of the sum.
+        """
+        return None
+
+    def channel_scores(self, model: nn.Module, path: str, state: nn.Module | None) -> Tensor | None:
+        """The score of each output channel of the layer at `path`, (channels,); None if it has none for this layer.
+
+        Used where single weights have no scores. Scores of channels that go together are added.
+        """
+        return None
+
+    def pooled(self, total: Tensor) -> Tensor:
+        """The scores of sets of weights, given the sums over each set."""
+        return total
 
 
 class DataSource(Part):

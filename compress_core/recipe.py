@@ -95,7 +95,8 @@ class Step:
     @property
     def parts(self) -> tuple[Part, ...]:
         """Everything that plugins provide for it."""
-        return self.techniques if self.exporter is None else (self.exporter,)
+        own: tuple[Part, ...] = self.techniques if self.exporter is None else (self.exporter,)
+        return (*own, *(part for entry in own for part in entry.parts))
 
 
 @dataclass(frozen=True)

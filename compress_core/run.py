@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compress_core.data import Batch, Splits, batches
 from compress_core.errors import ModelError, suggest
-from compress_core.measure import Quality, forward_with, quality
+from compress_core.measure import Curve, Quality, forward_with, quality
 from compress_core.modes import evaluating
 from compress_core.parts import Task, TrainingTechnique
 from compress_core.training import train
@@ -46,6 +46,8 @@ class Run:
     logger: Callable[[str, float, int], None] = lambda name, value, step: None
     teller: Callable[[str], None] = lambda text: None
     printer: Callable[[str], None] = lambda text: None
+    plotter: Callable[[Curve], None] = lambda curve: None
+    recorder: Callable[[str, Any], None] = lambda name, value: None
     max_batches: int | None = None
     """Trains and evaluates on that many batches only, to try a recipe out."""
 
@@ -70,9 +72,28 @@ class Run:
         return forward_with(model, self.task, batch)
 
     def train(self, model: nn.Module, techniques: Sequence[TrainingTechnique]) -> nn.Module:
-        """Train a network with the techniques together; the result is on the best checkpoint."""
-        trained: nn.Module = train(model, techniques, self)
-        return trained
+        """Train a network with the techniques together; the result is on the best checkpoint.
+
+        One of them may conduct: it then decides how often, and on what, the others train.
+        """
+        leader = next((technique for technique in techniques if technique.conducts), None)
+        if leader is None:
+            return train(model, techniques, self)
+        others = [technique for technique in techniques if technique is not leader]
+        epochs = 0
+
+        def once(network: nn.Module, stand_in: TrainingTechnique | None) -> nn.Module:
+            nonlocal epochs
+            before = epochs
+
+            def log(name: str, value: float, step: int) -> None:
+                nonlocal epochs
+                epochs = max(epochs, before + step)
+                self.logger(name, value, before + step)
+
+            return train(network, [*others, *([stand_in] if stand_in else [])], replace(self, logger=log))
+
+        return leader.conduct(model, once, self).eval()
 
     def evaluate(self, model: nn.Module) -> Quality:
         """The quality on the validation split. Restores each module's own mode."""
@@ -106,6 +127,17 @@ class Run:
     def say(self, text: str) -> None:
         """Note for the report: what was chosen, what was left out and why, that nothing changed."""
         self.teller(text)
+
+    def plot(self, name: str, points: Iterable[tuple[float, float]], *, x: str, y: str) -> None:
+        """Show the report what was measured along a parameter: a curve by its name, with labels for the axes."""
+        self.plotter(Curve(name, x, y, tuple((float(one), float(other)) for one, other in points)))
+
+    def record(self, name: str, value: Any) -> None:
+        """Record in the artifact's manifest a choice that rests on a measurement of this machine, with it.
+
+        Only where a choice cannot follow from the recipe alone, such as a target latency.
+        """
+        self.recorder(name, value)
 
     def progress(self, text: str) -> None:
         """Tell the person who watches how far the work is."""

@@ -34,7 +34,7 @@ from compress_core.files import (
     write_text,
     writing,
 )
-from compress_core.measure import Metrics, counts, quality, shipped_bytes
+from compress_core.measure import Curve, Metrics, counts, quality, shipped_bytes
 from compress_core.modes import torch_threads
 from compress_core.parts import Exporter
 from compress_core.recipe import Recipe, Step, read_recipe
@@ -210,6 +210,8 @@ class _StageRunner:
     ) -> None:
         self.recipe, self.step, self.workspace, self.stage, self.printer = recipe, step, workspace, stage, printer
         self.notes: list[str] = []
+        self.curves: list[Curve] = []
+        self.measured: dict[str, Any] = {}
         splits = load_splits(workspace.artifact("data"))
         teacher = None if step.teacher is None else load_step(recipe, step.teacher, workspace)
         self.run = make_run(
@@ -219,6 +221,8 @@ class _StageRunner:
             logger=self._log,
             teller=self._note,
             printer=printer,
+            plotter=self.curves.append,
+            recorder=self.measured.__setitem__,
         )
         self.folder = workspace.artifact(step.name)
 
@@ -248,7 +252,7 @@ class _StageRunner:
         found = quality(runtime, batches(test, TEST_BATCH), task)
         size = shipped_bytes(self.folder)
         example = task.inputs(test.take(torch.arange(1)))
-        metrics = Metrics(found, size, counts(model, example), tuple(self.notes))
+        metrics = Metrics(found, size, counts(model, example), tuple(self.notes), tuple(self.curves))
         self.printer(f"test {found.name} {found.value:.4f} [{found.low:.4f}, {found.high:.4f}], {size:,} bytes")
         return metrics
 
@@ -262,6 +266,7 @@ class _StageRunner:
             "input": self._hash_of(self.step.input),
             "teacher": self._hash_of(self.step.teacher),
             "plugins": {plugin.name: f"{plugin.distribution} {plugin.version}" for plugin in plugins},
+            **({"measured": dict(self.measured)} if self.measured else {}),
         }
 
     def _hash_of(self, step: str | None) -> str | None:
