@@ -13,7 +13,7 @@ from pydantic import Field
 
 from compress_core import hookimpl
 from compress_core.catalog import Catalog, read_catalog
-from compress_core.parts import Change, DataSource, Exporter, Technique, TrainingTechnique
+from compress_core.parts import Change, Criterion, DataSource, Exporter, Technique, TrainingTechnique
 from tests.support import Classification, digits
 
 
@@ -144,6 +144,20 @@ class Text(Exporter):
 @hookimpl
 def register_techniques() -> Iterable[type[Technique]]:
     return [Cut, Shape, Integers, Codes, Reopen, Learn, Mimic, Join]
+
+
+class Last(Criterion):
+    """The last weights matter most."""
+
+    name = "last"
+
+    def weight_scores(self, name, weight, state):
+        return torch.arange(weight.numel(), dtype=torch.float32).reshape(weight.shape)
+
+
+@hookimpl
+def register_criteria() -> Iterable[type[Criterion]]:
+    return [Last]
 
 
 @hookimpl

@@ -9,7 +9,7 @@ from importlib.metadata import Distribution
 import pytest
 
 from compress_core import hookimpl
-from compress_core.catalog import DISABLED_VARIABLE, catalog, read_catalog
+from compress_core.catalog import DISABLED_VARIABLE, REGISTERING, catalog, read_catalog
 from compress_core.errors import PluginError
 from compress_core.parts import Technique
 from tests.core.fakes import Cut, Digits, point
@@ -58,6 +58,7 @@ def test_parts_are_found_by_name_with_their_owner(plugin):
     assert (found.owner(Cut).name, found.owner(Cut).package) == ("fake", "tests")
     assert found.owner(Melt).name == "other"
     assert set(found.tasks) == {"test-classification"}
+    assert set(found.criteria) == {"last"}
     assert set(found.exporters) == {"text"}
 
 
@@ -161,7 +162,7 @@ def halfway():
     raise OSError("no library")
 
 
-HOOKS = ["register_techniques", "register_data_sources", "register_tasks", "register_exporters"]
+HOOKS = list(REGISTERING)
 FAILURES = [
     (torn, "ModuleNotFoundError: No module named 'no_such_module'"),
     (exits, "SystemExit: 3"),

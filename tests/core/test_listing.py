@@ -43,6 +43,7 @@ class Shown(Technique):
 def parameters():
     plugins = SimpleNamespace(
         techniques={"shown": Shown},
+        criteria={},
         data_sources={},
         tasks={},
         exporters={},

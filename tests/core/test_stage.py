@@ -62,7 +62,7 @@ def manifest_of(folder: Path, step: str) -> dict[str, Any]:
 
 def test_metrics_are_what_the_artifact_is(made: Path) -> None:
     found = metrics_of(made, "clipped")
-    assert set(found) == {"quality", "bytes", "parameters", "nonzero", "macs", "notes"}
+    assert set(found) == {"quality", "bytes", "parameters", "nonzero", "macs", "notes", "curves"}
     assert (found["parameters"], found["macs"]) == (64 * 16 + 16 + 16 * 10 + 10, 64 * 16 + 16 * 10)
     kept = load(made / "artifacts" / "clipped")
     assert found["nonzero"] == sum(int(parameter.count_nonzero()) for parameter in kept.parameters())
