@@ -59,6 +59,19 @@ class QualityFigures(_Figures):
         return self.value >= reference.low if self.higher_is_better else self.value <= reference.high
 
 
+class CurveFigures(_Figures):
+    """What a technique measured along a parameter."""
+
+    name: str
+    """What was varied."""
+    x: str
+    """What the first figure of each point is."""
+    y: str
+    """What the second figure is."""
+    points: tuple[tuple[float, float], ...]
+    """The points, in the order in which they were measured."""
+
+
 class Metrics(_Figures):
     """What `metrics/STEP.json` says of a step."""
 
@@ -74,6 +87,8 @@ class Metrics(_Figures):
     """Multiplications with their additions, for one example."""
     notes: tuple[str, ...] = ()
     """What the techniques said they did."""
+    curves: tuple[CurveFigures, ...] = ()
+    """What the techniques measured along a parameter."""
 
     @property
     def zeros(self) -> float:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress_core.report import Report, Row, Times, wording
+from compress_core.report import CurveFigures, Report, Row, Times, wording
+from compress_core.report.curves import Line, line
 from compress_core.report.dag import Node, graph
 from compress_core.report.scatter import Point, Scatter, scatter
 
@@ -34,6 +35,17 @@ class Plot:
     x_label: str
     y_label: str
     drawing: Scatter
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A curve with its words."""
+
+    name: str
+    x_label: str
+    y_label: str
+    description: str
+    drawing: Line
 
 
 def table(report: Report) -> Table:
@@ -84,6 +96,7 @@ def page(report: Report) -> str:
         common=common_remarks(report),
         machine=machine_words(report),
         plots=plots(report),
+        curves=curves(report),
         graph=graph(nodes),
         words=wording,
     )
@@ -121,6 +134,21 @@ def plots(report: Report) -> list[Plot]:
             )
         )
     return found
+
+
+def curves(report: Report) -> dict[str, list[Measured]]:
+    """What the techniques of each step measured along a parameter, by the step's name."""
+    return {
+        row.name: [_measured(curve) for curve in row.metrics.curves if curve.points]
+        for row in report.rows
+        if row.metrics.curves
+    }
+
+
+def _measured(curve: CurveFigures) -> Measured:
+    ends = f"from {curve.points[0][1]:.4g} at {curve.points[0][0]:.4g} to {curve.points[-1][1]:.4g}"
+    description = f"{curve.y} over {curve.x}: {ends} at {curve.points[-1][0]:.4g}."
+    return Measured(curve.name, curve.x, curve.y, description, line(curve.points))
 
 
 def machine_words(report: Report) -> str:

@@ -112,8 +112,8 @@ def scatter(
     costs = widened([log10(point.cost) for point in points], 0.08, least=0.3)
     ends = [end for point in points for end in (point.low, point.high)]
     values = widened(ends, 0.06, least=NARROWEST * (max(map(abs, ends)) or 1.0))
-    across = _scale(costs, frame.x, frame.x + frame.width)
-    down = _scale(values, frame.y + frame.height, frame.y)
+    across = scaled(costs, frame.x, frame.x + frame.width)
+    down = scaled(values, frame.y + frame.height, frame.y)
     sign = 1 if higher_is_better else -1
     front = pareto_front([(point.cost, sign * point.value) for point in points])
     places = [(across(log10(point.cost)), down(point.value)) for point in points]
@@ -214,6 +214,7 @@ def _cost(box: Box, taken: Iterable[Box], frame: Box) -> float:
     return sum(box.overlap(other) for other in taken) + 4 * (box.width * box.height - inside)
 
 
-def _scale(bounds: tuple[float, float], start: float, end: float) -> Callable[[float], float]:
+def scaled(bounds: tuple[float, float], start: float, end: float) -> Callable[[float], float]:
+    """Maps the bounds to `start` and `end`, and what lies between in proportion."""
     low, high = bounds
     return lambda value: start + (value - low) / (high - low) * (end - start)
