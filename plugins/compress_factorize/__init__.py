@@ -63,20 +63,22 @@ class Factorize(Technique):
         from compress_core.modes import leave_fused_paths
         from compress_core.selecting import matching
         from compress_factorize.layers import find_layers, put
-        from compress_factorize.pieces import factors_of, worthwhile
+        from compress_factorize.methods import method_of
+        from compress_factorize.pieces import worthwhile
         from compress_factorize.recalibration import recalibrate
 
         before = sum(parameter.numel() for parameter in model.parameters())
         found = find_layers(model, run, matching(model, self.skip))
+        methods = {path: method_of(layer, self.method) for path, layer in found.layers.items()}
         worth = {
-            path: worthwhile(layer, found.areas[path], self.method, self.multiple)
+            path: worthwhile(methods[path], layer, found.areas[path], self.multiple)
             for path, layer in found.layers.items()
         }
         chosen = self._choose(worth, {path: layer.weight.numel() for path, layer in found.layers.items()})
         replaced: dict[str, Factors] = {}
         for path, layer in found.layers.items():
             if path in chosen:
-                replaced[path] = factors_of(layer, worth[path].ranks[chosen[path]].tolist(), self.method)
+                replaced[path] = methods[path].factors(layer, worth[path].ranks[chosen[path]].tolist())
                 model = put(model, path, replaced[path].pieces)
             else:
                 found.leave(path, "needs its parameters" if len(worth[path]) and self.ratio else "would save nothing")

@@ -13,6 +13,7 @@ from compress_core.masks import MARK
 from compress_core.modes import unfused
 from compress_core.run import Run
 from compress_core.weights import shared_parameters
+from compress_factorize.methods import BY_TYPE
 from compress_factorize.pieces import Area, Layer
 
 
@@ -80,7 +81,7 @@ def _is_inside_attention(model: nn.Module, path: str) -> bool:
 
 def _unfit(path: str, module: nn.Module, shared: set[str]) -> str | None:
     """Why a module that holds weights cannot be replaced."""
-    if type(module) not in {nn.Linear, nn.Conv2d}:
+    if type(module) not in BY_TYPE:
         return f"{type(module).__name__} is not factorized"
     if isinstance(module, nn.Conv2d) and module.groups > 1:
         return "has groups"

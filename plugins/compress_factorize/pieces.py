@@ -1,30 +1,24 @@
 """The layers that take the place of one: candidates with what they keep and cost, and the building.
 
 A candidate is a set of ranks. Only those count that need fewer parameters and fewer multiplications than the
-layer, and of these only the ones that no other candidate betters in both what it keeps and its parameters.
+layer, and of these only the ones that no other candidate betters in both what it keeps and what it costs.
 All is computed on the processor in float64, wherever the layer is; the pieces are built where it is.
+
+A `Method` is one way to split a layer; the table of them is in `methods.py`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from compress_factorize.lowrank import (
-    channel_factors,
-    kept_by_rank,
-    kept_by_ranks,
-    matrix_factors,
-    spatial_factors,
-    spatial_matrix,
-    tucker_factors,
-)
+from compress_factorize.inputs import Inputs
 
-Method = Literal["spatial", "tucker", "channel"]
 Layer = nn.Linear | nn.Conv2d
 _SLACK = 1e-12
 
@@ -42,22 +36,24 @@ class Area:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Sets of ranks, one entry each; the more an entry keeps, the more parameters it has."""
+    """Sets of ranks, one entry each."""
 
     ranks: Tensor
     """(n, number of ranks)."""
     kept: Tensor
-    """(n,), the share of the squared norm of the weight."""
+    """(n,), the share of the squared norm of the weight, or of the responses where the inputs are known."""
     parameters: Tensor
+    """(n,), of the weights of all pieces."""
     macs: Tensor
+    """(n,), for one batch of the `Area`."""
 
     def __len__(self) -> int:
         return len(self.kept)
 
     def cheapest(self, energy: float) -> int | None:
         """The entry with the fewest parameters that keeps at least that much."""
-        enough = (self.kept >= energy - _SLACK).nonzero()
-        return int(enough[0]) if len(enough) else None
+        enough = (self.kept >= energy - _SLACK).nonzero().flatten()
+        return int(enough[self.parameters[enough].argmin()]) if len(enough) else None
 
     def take(self, entries: Tensor) -> Candidates:
         """Some of the entries."""
@@ -68,131 +64,141 @@ class Candidates:
 class Factors:
     """The layers that take the place of one."""
 
-    pieces: nn.Sequential
+    pieces: nn.Module
     ranks: tuple[int, ...]
     error: float
-    """||W - W'|| / ||W||."""
+    """||W - W'|| / ||W||; of the responses where the inputs are known, sqrt(E|y - y'|^2 / E|y|^2)."""
 
 
-def factors_of(layer: Layer, ranks: Sequence[int], method: Method) -> Factors:
-    """The pieces of a layer with these ranks."""
-    pieces = _split(layer, ranks, method)
-    return Factors(_build(layer, pieces), tuple(ranks), _error(layer, pieces))
+@dataclass(frozen=True)
+class Piece:
+    """One layer of a chain: its weight, (out, in / groups) or (out, in / groups, kH, kW)."""
+
+    weight: Tensor
+    axes: tuple[int, ...] = ()
+    """The axes of the image along which it takes over stride, padding and dilation; a 1x1 kernel has none."""
+    groups: int = 1
 
 
-def worthwhile(layer: Layer, area: Area, method: Method, multiple: int = 1) -> Candidates:
-    """The candidates that save parameters and multiplications and are bettered by no other, the least first."""
-    found = candidates(layer, area, method, multiple)
-    full = layer.weight.numel()
-    saving = (found.parameters < full) & (found.macs < full * area.outputs) & (found.kept > 0)
-    found = found.take(saving.nonzero().flatten())
-    order = sorted(range(len(found)), key=lambda entry: (-found.kept[entry].item(), found.parameters[entry].item()))
+class Method(ABC):
+    """One way to split a layer: what every set of ranks keeps and costs, and the layers for one of them."""
+
+    sees_inputs: ClassVar[bool] = False
+    """Whether it fits the responses where the inputs are known; else it fits the weight."""
+
+    @abstractmethod
+    def candidates(self, layer: Layer, area: Area, multiple: int = 1, inputs: Inputs | None = None) -> Candidates:
+        """Every set of ranks that the layer may get."""
+
+    @abstractmethod
+    def factors(self, layer: Layer, ranks: Sequence[int], inputs: Inputs | None = None) -> Factors:
+        """The layers with these ranks."""
+
+    def dense(self, layer: Layer, area: Area) -> tuple[int, int]:
+        """Parameters of the layer's weight as it is, and multiplications for one batch."""
+        return layer.weight.numel(), layer.weight.numel() * area.outputs
+
+    def saving(self, found: Candidates, layer: Layer, area: Area) -> Tensor:
+        """Which candidates are cheaper than the layer, (n,) of bool."""
+        parameters, macs = self.dense(layer, area)
+        return (found.parameters < parameters) & (found.macs < macs)
+
+
+class Chain(Method):
+    """A method whose layers are applied one after the other, each a piece; the last one gets the bias."""
+
+    @abstractmethod
+    def split(self, layer: Layer, ranks: Sequence[int], inputs: Inputs | None = None) -> list[Piece]:
+        """The pieces in the order in which they are applied."""
+
+    def factors(self, layer: Layer, ranks: Sequence[int], inputs: Inputs | None = None) -> Factors:
+        """The pieces as layers of torch."""
+        pieces = self.split(layer, ranks, inputs)
+        lost = weight_of(layer) - product_of(pieces)
+        return Factors(build(layer, pieces, shift_of(lost, inputs)), tuple(ranks), error_of(layer, lost, inputs))
+
+
+def worthwhile(
+    method: Method, layer: Layer, area: Area, multiple: int = 1, *, inputs: Inputs | None = None, of: str = "parameters"
+) -> Candidates:
+    """The candidates that save parameters and multiplications and are bettered by no other, the least first.
+
+    Args:
+        method: the way to split.
+        layer: the layer.
+        area: where it computes.
+        multiple: ranks are multiples of this.
+        inputs: what is known of the inputs, for the responses' errors in place of the weight's.
+        of: the cost that counts, `parameters` or `macs`.
+    """
+    found = method.candidates(layer, area, multiple, inputs)
+    found = found.take((method.saving(found, layer, area) & (found.kept > 0)).nonzero().flatten())
+    cost: Tensor = getattr(found, of)
+    order = sorted(range(len(found)), key=lambda entry: (-found.kept[entry].item(), cost[entry].item()))
     frontier: list[int] = []
     for entry in order:
-        if not frontier or found.parameters[entry] < found.parameters[frontier[-1]]:
+        if not frontier or cost[entry] < cost[frontier[-1]]:
             frontier.append(entry)
     return found.take(torch.tensor(frontier[::-1], dtype=torch.long))
 
 
-def candidates(layer: Layer, area: Area, method: Method, multiple: int = 1) -> Candidates:
-    """Every set of ranks that a layer may get."""
-    weight = _weight_of(layer)
-    if isinstance(layer, nn.Linear):
-        kept = kept_by_rank(torch.linalg.svdvals(weight))
-        return _of_one_rank(kept, (weight.shape[1], area.outputs), (weight.shape[0], area.outputs), multiple)
-    outputs, inputs, height, width = weight.shape
-    match _method(layer, method):
-        case "spatial":
-            kept = kept_by_rank(torch.linalg.svdvals(spatial_matrix(weight)))
-            return _of_one_rank(kept, (inputs * height, area.between), (outputs * width, area.outputs), multiple)
-        case "channel":
-            kept = kept_by_rank(torch.linalg.svdvals(weight.flatten(1)))
-            return _of_one_rank(kept, (inputs * height * width, area.outputs), (outputs, area.outputs), multiple)
-        case "tucker":
-            return _of_two_ranks(weight, area, multiple)
-
-
-def _weight_of(layer: Layer) -> Tensor:
+def weight_of(layer: nn.Module) -> Tensor:
     """The weight to compute with: on the processor, in float64."""
-    return layer.weight.detach().cpu().double()
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight.detach().cpu().double()
 
 
-def _method(layer: nn.Conv2d, method: Method) -> Method:
-    """A 1x1 kernel is a matrix, whatever the method."""
-    return "channel" if layer.kernel_size == (1, 1) else method
-
-
-def _multiples(largest: int, multiple: int) -> Tensor:
+def multiples_to(largest: int, multiple: int) -> Tensor:
     """The ranks up to `largest` that are multiples, and `largest` itself."""
     return torch.tensor(sorted({*range(multiple, largest + 1, multiple), largest}))
 
 
-def _of_one_rank(kept: Tensor, first: tuple[int, int], second: tuple[int, int], multiple: int) -> Candidates:
-    """Candidates of two pieces, each with its parameters per rank and the positions at which it computes."""
-    ranks = _multiples(len(kept), multiple)
-    return Candidates(
-        ranks=ranks[:, None],
-        kept=kept[ranks - 1],
-        parameters=ranks * (first[0] + second[0]),
-        macs=ranks * (first[0] * first[1] + second[0] * second[1]),
-    )
-
-
-def _of_two_ranks(weight: Tensor, area: Area, multiple: int) -> Candidates:
-    """Candidates of a Tucker-2 chain; a 1x1 piece that would keep every channel is left out and costs nothing."""
-    outputs, inputs, height, width = weight.shape
-    kept = kept_by_ranks(weight)
-    ranks_out, ranks_in = _multiples(kept.shape[0], multiple), _multiples(kept.shape[1], multiple)
-    grid = torch.cartesian_prod(ranks_out, ranks_in)
-    rank_out, rank_in = grid[:, 0], grid[:, 1]
-    first = torch.where(rank_in < inputs, inputs * rank_in, 0)
-    core = rank_out * rank_in * height * width
-    last = torch.where(rank_out < outputs, rank_out * outputs, 0)
-    return Candidates(
-        ranks=grid,
-        kept=kept[rank_out - 1, rank_in - 1],
-        parameters=first + core + last,
-        macs=first * area.inputs + (core + last) * area.outputs,
-    )
-
-
-@dataclass(frozen=True)
-class _Piece:
-    weight: Tensor
-    axes: tuple[int, ...] = ()
-    """The axes of the image along which it takes over stride, padding and dilation; a 1x1 kernel has none."""
-
-
-def _split(layer: Layer, ranks: Sequence[int], method: Method) -> list[_Piece]:
-    """The pieces in the order in which they are applied."""
-    weight = _weight_of(layer)
-    if isinstance(layer, nn.Linear):
-        left, right = matrix_factors(weight, ranks[0])
-        return [_Piece(right), _Piece(left)]
-    match _method(layer, method):
-        case "spatial":
-            vertical, horizontal = spatial_factors(weight, ranks[0])
-            return [_Piece(vertical, (0,)), _Piece(horizontal, (1,))]
-        case "channel":
-            first, second = channel_factors(weight, ranks[0])
-            return [_Piece(first, (0, 1)), _Piece(second)]
-        case "tucker":
-            basis_in, core, basis_out = tucker_factors(weight, *ranks)
-            pieces = [_Piece(core, (0, 1))]
-            if ranks[1] < weight.shape[1]:
-                pieces.insert(0, _Piece(basis_in.t()[:, :, None, None]))
-            if ranks[0] < weight.shape[0]:
-                pieces.append(_Piece(basis_out[:, :, None, None]))
-            return pieces
-
-
-def _error(layer: Layer, pieces: Sequence[_Piece]) -> float:
-    """||W - W'|| / ||W||, with W' multiplied out."""
-    found = pieces[0].weight
+def product_of(pieces: Sequence[Piece]) -> Tensor:
+    """The weight that a chain of pieces applies, (out, in, ...)."""
+    found = _ungrouped(pieces[0])
     for piece in pieces[1:]:
-        found = _after(piece.weight, found)
-    weight = _weight_of(layer)
-    return float(torch.linalg.vector_norm(weight - found) / torch.linalg.vector_norm(weight))
+        found = _after(_ungrouped(piece), found)
+    return found
+
+
+def error_of(layer: Layer, lost: Tensor, inputs: Inputs | None = None) -> float:
+    """||lost|| / ||W||, of the responses where the inputs are known."""
+    weight = weight_of(layer)
+    if inputs is not None and (whole := inputs.energy(weight)) > 0:
+        return float((inputs.energy(lost) / whole).clamp(min=0).sqrt())
+    return float(torch.linalg.vector_norm(lost) / torch.linalg.vector_norm(weight))
+
+
+def shift_of(lost: Tensor, inputs: Inputs | None) -> Tensor | None:
+    """What the bias has to take over, (out,): the mean response of the part of the weight that was lost."""
+    return None if inputs is None or inputs.mean is None else lost.flatten(1) @ inputs.mean
+
+
+def build(layer: Layer, pieces: Sequence[Piece], shift: Tensor | None = None) -> nn.Sequential:
+    """The pieces as layers, where `layer` is and in its mode.
+
+    Args:
+        layer: the layer that they replace.
+        pieces: in the order in which they are applied.
+        shift: what is added to the bias, if there is one, (out,).
+    """
+    built = [_layer_of(layer, piece, last=piece is pieces[-1]) for piece in pieces]
+    if shift is not None and (bias := built[-1].bias) is not None:
+        with torch.no_grad():
+            bias.add_(shift.to(bias))
+    return nn.Sequential(*built).train(layer.training)
+
+
+def _ungrouped(piece: Piece) -> Tensor:
+    """The weight of a piece as that of a layer without groups: block by block, zeros elsewhere."""
+    if piece.groups == 1:
+        return piece.weight
+    blocks = piece.weight.chunk(piece.groups)
+    outputs, inputs = blocks[0].shape[:2]
+    whole = piece.weight.new_zeros(outputs * piece.groups, inputs * piece.groups, *piece.weight.shape[2:])
+    for index, block in enumerate(blocks):
+        whole[index * outputs : (index + 1) * outputs, index * inputs : (index + 1) * inputs] = block
+    return whole
 
 
 def _after(second: Tensor, first: Tensor) -> Tensor:
@@ -207,12 +213,7 @@ def _after(second: Tensor, first: Tensor) -> Tensor:
     return joined.reshape(outputs, inputs, height * above, width * beside)
 
 
-def _build(layer: Layer, pieces: Sequence[_Piece]) -> nn.Sequential:
-    built = [_layer_of(layer, piece, last=piece is pieces[-1]) for piece in pieces]
-    return nn.Sequential(*built).train(layer.training)
-
-
-def _layer_of(layer: Layer, piece: _Piece, *, last: bool) -> Layer:
+def _layer_of(layer: Layer, piece: Piece, *, last: bool) -> Layer:
     """A layer with the weight of a piece; the last one takes the bias."""
     outputs, inputs = piece.weight.shape[:2]
     placed = {"bias": last and layer.bias is not None, "device": layer.weight.device, "dtype": layer.weight.dtype}
@@ -222,7 +223,7 @@ def _layer_of(layer: Layer, piece: _Piece, *, last: bool) -> Layer:
     else:
         kernel, geometry = tuple(piece.weight.shape[2:]), _geometry(layer, piece.axes)
         made = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-            nn.Conv2d, inputs, outputs, kernel, **geometry, **placed
+            nn.Conv2d, inputs * piece.groups, outputs, kernel, groups=piece.groups, **geometry, **placed
         )
     with torch.no_grad():
         made.weight.copy_(piece.weight.to(layer.weight.dtype))

@@ -20,7 +20,8 @@ from compress_factorize.lowrank import (
     spatial_matrix,
     tucker_factors,
 )
-from compress_factorize.pieces import Area, Candidates, _split, candidates, factors_of, worthwhile
+from compress_factorize.methods import method_of
+from compress_factorize.pieces import Area, Candidates, worthwhile
 from compress_factorize.recalibration import recalibrate
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -157,17 +158,17 @@ def test_more_ranks_keep_more(seed):
 
 def exact(layer, method):
     """The factors of a layer that keep everything."""
-    found = worthwhile(layer, SQUARE, method)
+    found = worthwhile(method_of(layer, method), layer, SQUARE)
     entry = found.cheapest(1.0)
     assert entry is not None
-    return factors_of(layer, found.ranks[entry].tolist(), method)
+    return method_of(layer, method).factors(layer, found.ranks[entry].tolist())
 
 
 def truncated(layer, method, share):
     """The factors of a layer with at most a share of its parameters."""
-    found = worthwhile(layer, SQUARE, method)
+    found = worthwhile(method_of(layer, method), layer, SQUARE)
     entry = int((found.parameters <= share * layer.weight.numel()).nonzero()[-1])
-    return factors_of(layer, found.ranks[entry].tolist(), method)
+    return method_of(layer, method).factors(layer, found.ranks[entry].tolist())
 
 
 def low_rank_convolution(seed=0, **geometry):
@@ -244,7 +245,10 @@ def test_a_tucker_chain_leaves_out_a_piece_that_would_keep_every_channel():
 @pytest.mark.parametrize("method", METHODS)
 def test_only_candidates_that_save_and_are_bettered_by_no_other_are_worthwhile(method):
     layer = nn.Conv2d(8, 12, 3)
-    every, found = candidates(layer, SQUARE, method), worthwhile(layer, SQUARE, method)
+    every, found = (
+        method_of(layer, method).candidates(layer, SQUARE),
+        worthwhile(method_of(layer, method), layer, SQUARE),
+    )
     saving = (every.parameters < 864) & (every.macs < 864 * 64)
     assert len(found) > 3
     assert (found.kept.diff() > 0).all() and (found.parameters.diff() > 0).all()
@@ -257,23 +261,26 @@ def test_only_candidates_that_save_and_are_bettered_by_no_other_are_worthwhile(m
 @pytest.mark.parametrize("energy", [0.3, 0.6, 0.75])
 def test_energy_takes_the_cheapest_that_keeps_enough(method, energy):
     layer = nn.Conv2d(16, 24, 3)
-    every, found = candidates(layer, SQUARE, method), worthwhile(layer, SQUARE, method)
+    every, found = (
+        method_of(layer, method).candidates(layer, SQUARE),
+        worthwhile(method_of(layer, method), layer, SQUARE),
+    )
     entry = found.cheapest(energy)
     assert entry is not None
     assert found.parameters[entry] == every.parameters[every.kept >= energy].min()
-    built = factors_of(layer, found.ranks[entry].tolist(), method)
+    built = method_of(layer, method).factors(layer, found.ranks[entry].tolist())
     assert built.error <= sqrt(1 - energy) + 1e-9
     assert sum(piece.weight.numel() for piece in built.pieces) == found.parameters[entry]
 
 
 def test_energy_that_would_need_more_parameters_leaves_the_layer():
-    assert worthwhile(nn.Conv2d(16, 24, 3), SQUARE, "spatial").cheapest(0.99) is None
+    assert worthwhile(method_of(nn.Conv2d(16, 24, 3), "spatial"), nn.Conv2d(16, 24, 3), SQUARE).cheapest(0.99) is None
 
 
 def test_ranks_can_be_multiples():
     layer = nn.Conv2d(40, 48, 3)
     for method in METHODS:
-        ranks = worthwhile(layer, SQUARE, method, multiple=16).ranks
+        ranks = worthwhile(method_of(layer, method), layer, SQUARE, multiple=16).ranks
         assert len(ranks) and all(rank % 16 == 0 or rank in {40, 48} for rank in ranks.flatten().tolist())
 
 
@@ -287,8 +294,8 @@ def test_multiples_leave_a_layer_that_is_narrower_than_one():
 def test_a_chain_that_saves_parameters_but_no_multiplications_is_not_worthwhile():
     layer = nn.Conv2d(8, 12, 3, stride=3)
     strided, flat = Area(inputs=81, outputs=9, between=27), Area(9, 9, 9)
-    before = {tuple(ranks) for ranks in worthwhile(layer, flat, "tucker").ranks.tolist()}
-    after = worthwhile(layer, strided, "tucker")
+    before = {tuple(ranks) for ranks in worthwhile(method_of(layer, "tucker"), layer, flat).ranks.tolist()}
+    after = worthwhile(method_of(layer, "tucker"), layer, strided)
     assert any(ranks[1] < 8 for ranks in before)
     assert (after.macs < 864 * 9).all()
     assert max(after.ranks[after.ranks[:, 1] < 8][:, 1].tolist(), default=0) < max(r[1] for r in before if r[1] < 8)
@@ -394,8 +401,8 @@ def test_the_pieces_of_a_transformer_are_called_in_eval_mode_too():
 def test_ranks_and_factors_are_computed_on_the_processor_wherever_the_layer_is(layer, method):
     layer = deepcopy(layer)
     with elsewhere(layer):
-        found = candidates(layer, Area(2, 2, 2), method)
-        pieces = _split(layer, [2, 2], method)
+        found = method_of(layer, method).candidates(layer, Area(2, 2, 2))
+        pieces = method_of(layer, method).split(layer, [2, 2])
     for tensor in (found.ranks, found.kept, found.parameters, found.macs, *(piece.weight for piece in pieces)):
         assert tensor.device.type == "cpu"
     assert {tensor.dtype for tensor in (found.kept, *(piece.weight for piece in pieces))} == {torch.float64}
