@@ -12,25 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.workspaces import HEAD
+
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "tests" / "example_plugin"
 
-RECIPE = """\
-seed: 0
-threads: 1
-device: cpu
-precision: float32
-reference: baseline
-data:
-  source: digits
-model:
-  factory: compress_zoo:MLP
-  params:
-    widths: [16]
-task:
-  name: classification
-pipeline:
-  baseline:
+RECIPE = f"""\
+{HEAD}  baseline:
     input: none
     teacher: none
     use:

@@ -20,7 +20,7 @@ TEMPLATE = (
     "prefect.toml",
 )
 
-SMALL = """\
+HEAD = """\
 seed: 0
 threads: 1
 device: cpu
@@ -35,7 +35,11 @@ model:
 task:
   name: classification
 pipeline:
-  baseline:
+"""
+"""A small network on the digits; steps follow."""
+
+SMALL = f"""\
+{HEAD}  baseline:
     input: none
     teacher: none
     use:

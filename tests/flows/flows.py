@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.workspaces import environment, make_workspace
+from tests.workspaces import HEAD, environment, make_workspace
 
 PATIENCE = 120.0
 """Seconds within which anything happens on a machine that is busy with other things."""
@@ -23,22 +23,8 @@ STEPS = ("baseline", "clipped", "student")
 FLOW = (sys.executable, "flows/compress_model.py")
 """The flow as a script."""
 
-RECIPE = """\
-seed: 0
-threads: 1
-device: cpu
-precision: float32
-reference: baseline
-data:
-  source: digits
-model:
-  factory: compress_zoo:MLP
-  params:
-    widths: [16]
-task:
-  name: classification
-pipeline:
-  baseline:
+RECIPE = f"""\
+{HEAD}  baseline:
     input: none
     teacher: none
     use:
