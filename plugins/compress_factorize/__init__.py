@@ -34,8 +34,10 @@ class Factorize(Technique):
     ratio: float | None = Field(default=None, gt=0, lt=1)
     """The share of the parameters of all these layers that may stay, spent where they keep the most. Give this or
     `energy`."""
-    method: Literal["spatial", "tucker", "channel"] = "spatial"
-    """How a convolution is split: into k x 1 and 1 x k, into 1x1, k x k and 1x1, or into k x k and 1x1."""
+    method: Literal["spatial", "tucker", "channel", "input", "cp", "separable", "group"] = "spatial"
+    """How a convolution is split: into k x 1 and 1 x k; into 1x1, k x k and 1x1; into k x k and 1x1; into 1x1 and
+    k x k; into 1x1, k x 1 and 1 x k for each channel by itself, and 1x1; into k x k for each channel by itself and 1x1;
+    into k x k in groups and 1x1."""
     multiple: int = Field(default=1, ge=1)
     """Ranks are multiples of this; integer kernels like 16."""
     recalibrate: bool = True

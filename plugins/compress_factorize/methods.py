@@ -11,9 +11,20 @@ from collections.abc import Mapping
 from torch import nn
 
 from compress_factorize.chains import Matrix, Spatial, Tucker
+from compress_factorize.cp import Cp
+from compress_factorize.grouped import Group, Separable
+from compress_factorize.narrowing import Input
 from compress_factorize.pieces import Layer, Method
 
-CONVOLUTIONS: Mapping[str, Method] = {"spatial": Spatial(), "tucker": Tucker(), "channel": Matrix()}
+CONVOLUTIONS: Mapping[str, Method] = {
+    "spatial": Spatial(),
+    "tucker": Tucker(),
+    "channel": Matrix(),
+    "input": Input(),
+    "cp": Cp(),
+    "separable": Separable(),
+    "group": Group(),
+}
 """The methods for convolutions, by the name that a recipe gives."""
 BY_TYPE: Mapping[type[nn.Module], Method | None] = {nn.Linear: Matrix(), nn.Conv2d: None}
 """The types that are factorized, with their method; None where the recipe chooses it."""
