@@ -174,6 +174,11 @@ class Criterion(Part):
     needs_epochs: ClassVar[bool] = False
     """Whether only a training tells it anything."""
 
+    @classmethod
+    def scores_weights(cls) -> bool:
+        """Whether it has scores for single weights."""
+        return cls.weight_scores is not Criterion.weight_scores
+
     def begin(self, model: nn.Module, run: Run) -> nn.Module | None:
         """Return what it keeps while it observes, or None."""
         return None
@@ -191,10 +196,11 @@ class Criterion(Part):
         """
         return None
 
-    def channel_scores(self, model: nn.Module, path: str, state: nn.Module | None) -> Tensor | None:
-        """The score of each output channel of the layer at `path`, (channels,); None if it has none for this layer.
+    def channel_scores(self, model: nn.Module, path: str, side: str, state: nn.Module | None) -> Tensor | None:
+        """The score of each channel of the layer at `path`, (channels,); None if it has none for this layer.
 
-        Used where single weights have no scores. Scores of channels that go together are added.
+        Used where single weights have no scores. Scores of channels that go together are added, over all layers that
+        write them (`side` is `out`) or read them (`in`).
         """
         return None
 

@@ -1,15 +1,17 @@
 """How many channels of each group go, and which.
 
-    I_k = ( sum over all layers of the group of |w|^p over the weights of channel k )^(1/p),  p = 1 or 2
+    I_k = pooled( sum over all layers of the group of the scores of the weights of channel k )
 
-The importance of a channel is the norm of all weights that go with it: the rows that write it and the columns
-that read it, in every layer of its group. Per group, the channels of least importance go. Over the whole
-network, importances are divided by their mean in the group, since layers differ in scale, and the ranking
-decides how many channels each group loses; the most important one of each always stays.
+The importance of a channel is that of all weights that go with it: the rows that write it and the columns that
+read it, in every layer of its group; with the criterion l2 their norm, with taylor the magnitude of the sum of g w.
+Criteria of channels (the scale of a norm, the activations) are added over the layers of the group instead.
+Per group, the channels of least importance go. Over the whole network, importances are divided by their mean in
+the group, since layers differ in scale, and the ranking decides how many channels each group loses; the most
+important one of each always stays.
 
 Source: Li et al. 2017, Pruning filters for efficient convnets, sec. 3.1 (norms of filters, l1);
 Fang et al. 2023, DepGraph, eq. 4 and sec. 3.4 (the importance of a group, l2).
-Cost: one pass over the weights of the groups; no data.
+Cost: one pass over the weights of the groups; no data but what the criterion measures.
 """
 
 from __future__ import annotations
@@ -19,22 +21,32 @@ from math import lcm
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from compress_core.channels.coupling import Group
-from compress_core.channels.cutting import channel_powers
+from compress_core.channels.cutting import axes, blocks_of
+from compress_prune.observing import Scorer, is_layer
 
 
-def importance(model: nn.Module, group: Group, power: int) -> Tensor:
-    """The importance of each channel of a group, (size,): the norm of its weights, l1 or l2 by `power`."""
+def importance(model: nn.Module, group: Group, scorer: Scorer) -> Tensor | None:
+    """The importance of each channel of a group, (size,); None if the criterion has no score for any of its layers."""
     total = torch.zeros(group.size, dtype=torch.float64)
+    found = False
     for member in group.members:
         path, side, _ = member.place
-        layer = None if side == "parameter" else model.get_submodule(path)
-        if isinstance(layer, _ConvNd | nn.Linear):
-            powers = channel_powers(layer, "out" if side == "out" else "in", power).cpu().double()
-            total.index_add_(0, member.root, powers[member.index])
-    return total.pow(1 / power)
+        scores = None if side == "parameter" else _scores(model, path, side, scorer)
+        if scores is not None:
+            total.index_add_(0, member.root, scores.cpu().double()[member.index])
+            found = True
+    return scorer.criterion.pooled(total) if found else None
+
+
+def channel_sums(layer: nn.Module, side: str, values: Tensor) -> Tensor:
+    """Sums over each channel that a convolution or a linear layer writes or reads, of values in its weight's shape."""
+    axis = axes(layer, "out" if side == "out" else "in")["weight"]
+    if side == "out" or blocks_of(layer) == 1:
+        return values.movedim(axis, 0).flatten(1).sum(1)
+    blocks = values.reshape(blocks_of(layer), -1, *values.shape[1:])
+    return blocks.movedim(axis + 1, 1).flatten(2).sum(2).reshape(-1)
 
 
 def nearest_kept(size: int, kept: float, step: int, at_most: int) -> int:
@@ -72,6 +84,11 @@ def counts_gone(
         whole: whether the share is one of all channels together.
     """
     wanted = _ranked(scores, gone, amount) if whole else [round(amount * group.size) for group in groups]
+    return rounded(groups, wanted, gone, multiple)
+
+
+def rounded(groups: Sequence[Group], wanted: Sequence[int], gone: Sequence[Tensor], multiple: int) -> list[int]:
+    """How many channels of each group go, when `wanted` should and the number that stays is a multiple."""
     return [
         group.size
         - nearest_kept(
@@ -86,16 +103,25 @@ def least(scores: Tensor, count: int, gone: Tensor, blocks: int = 1) -> Tensor:
 
     Channels that went before go first. A number that the blocks cannot share equally is rounded down.
     """
-    ranked = torch.where(gone, -1.0, scores).reshape(blocks, -1)
+    ranked = torch.where(gone, -torch.inf, scores).reshape(blocks, -1)
     mask = torch.zeros_like(ranked, dtype=torch.bool)
     return mask.scatter_(1, ranked.argsort(dim=1, stable=True)[:, : count // blocks], True).reshape(-1)
+
+
+def _scores(model: nn.Module, path: str, side: str, scorer: Scorer) -> Tensor | None:
+    if not scorer.criterion.scores_weights():
+        return scorer.channel_scores(model, path, side)
+    layer = model.get_submodule(path)
+    scores = scorer.weight_scores(model, f"{path}.weight") if is_layer(layer) else None
+    return None if scores is None else channel_sums(layer, side, scores)
 
 
 def _ranked(scores: Sequence[Tensor], gone: Sequence[Tensor], amount: float) -> list[int]:
     """How many channels of each group are among the least important share of all channels."""
     relative = []
     for score, mask in zip(scores, gone, strict=True):
-        scaled = score / score[~mask].mean().clamp(min=1e-30)
+        shifted = score - score[~mask].min().clamp(max=0.0)
+        scaled = shifted / shifted[~mask].mean().clamp(min=1e-30)
         scaled[mask] = -1.0
         scaled[scaled.argmax()] = torch.inf
         relative.append(scaled)

@@ -1,53 +1,126 @@
-"""What pruning keeps while a network trains: masks of what is gone, which only grow."""
+"""What pruning keeps while a network trains: masks of what is gone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from compress_core.channels.coupling import Group, Keeps, keeps_of, zero_keeps
-from compress_prune.choosing import counts_gone, importance, least
-from compress_prune.magnitude import removed
+from compress_core.masks import hold_zeros
+from compress_prune.observing import Scorer
+from compress_prune.patterns import Singles
+from compress_prune.ranking import smallest
+
+if TYPE_CHECKING:
+    from compress_core.run import Run
 
 
-class WeightMasks(nn.Module):
-    """Masks of single weights, True where a weight is gone."""
+class Removal(nn.Module):
+    """What goes out of a network, little by little or at once, and what is gone already; it only grows."""
 
     done: Tensor
+    """How much of what shall go in the end has gone, in [0, 1]."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        super().__init__()
+        self.scorer = scorer
+        self.register_buffer("done", torch.zeros(()))
+
+    def grow(self, model: nn.Module, done: float, run: Run) -> None:
+        """Remove what scores least until `done` of all that shall go has gone; nothing if it has already."""
+        if bool(self.done >= self.done.new_tensor(done)):
+            return
+        self.scorer.read(model, run)
+        self.remove(model, done)
+        self.done.fill_(done)
+        self.hold(model)
+
+    def observe(self, model: nn.Module) -> None:
+        """Note the gradients of an update."""
+        self.scorer.observe(model)
+
+    @abstractmethod
+    def remove(self, model: nn.Module, done: float) -> None:
+        """Extend the masks by what scores least."""
+
+    @abstractmethod
+    def hold(self, model: nn.Module) -> None:
+        """Set what is gone to zero, in place."""
+
+    @abstractmethod
+    def finish(self, model: nn.Module, run: Run) -> nn.Module:
+        """The network without what is gone."""
+
+
+class WeightMasks(Removal):
+    """Masks of weights that go one by one or in sets, True where a weight is gone."""
+
     went: Tensor
     """How many weights the masks have made zero; those that were zero already do not count."""
 
-    def __init__(self, model: nn.Module, names: Sequence[str], *, whole: bool) -> None:
-        super().__init__()
-        self.names, self.whole = tuple(names), whole
+    def __init__(self, model: nn.Module, shares: Mapping[str, float], sets: Singles, scorer: Scorer, *, whole: bool):
+        """Nothing is gone yet.
+
+        Args:
+            model: the network.
+            shares: the share of its sets that goes in the end, for each weight by its name.
+            sets: what goes together.
+            scorer: tells what goes first.
+            whole: whether all weights are ranked together; the shares are then all the same.
+        """
+        super().__init__(scorer)
+        self.shares, self.sets, self.whole = dict(shares), sets, whole
         self.register_buffer("went", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("done", torch.zeros(()))
         for index, weight in enumerate(self.weights(model)):
             self.register_buffer(f"gone_{index}", torch.zeros_like(weight, dtype=torch.bool))
 
-    def weights(self, model: nn.Module) -> list[Tensor]:
-        """The weights, in the order of the masks."""
-        return [model.get_parameter(name) for name in self.names]
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the weights, in the order of the masks."""
+        return tuple(self.shares)
 
     @property
     def gone(self) -> list[Tensor]:
         """The masks."""
-        return [self.get_buffer(f"gone_{index}") for index in range(len(self.names))]
+        return [self.get_buffer(f"gone_{index}") for index in range(len(self.shares))]
 
-    def grow(self, model: nn.Module, share: float) -> None:
-        """Remove the smallest weights until their share is `share`; nothing if it is already."""
-        if _reached(self.done, share):
-            return
-        weights = self.weights(model)
-        masks = removed(weights, share, whole=self.whole, gone=self.gone)
-        for mask, found, weight in zip(self.gone, masks, weights, strict=True):
+    def weights(self, model: nn.Module) -> list[Tensor]:
+        """The weights, in the order of the masks."""
+        return [model.get_parameter(name) for name in self.shares]
+
+    @torch.no_grad()
+    def remove(self, model: nn.Module, done: float) -> None:
+        """Remove `done` of each weight's share, or of the share of all together."""
+        for mask, found, weight in zip(self.gone, self.chosen(model, done), self.weights(model), strict=True):
             self.went += (found & ~mask & (weight != 0)).sum()
-            mask.copy_(found)
-        self.done.fill_(share)
-        self.hold(model)
+            mask.logical_or_(found)
+
+    def chosen(self, model: nn.Module, done: float) -> Iterator[Tensor]:
+        """Masks of what is gone when `done` of all that shall go has gone."""
+        weights = self.weights(model)
+        numbers = [partial(self.scores, model, index) for index in range(len(weights))]
+        counts = [
+            done * share * self.sets.total(tuple(weight.shape))
+            for share, weight in zip(self.shares.values(), weights, strict=True)
+        ]
+        if self.whole:
+            masks = smallest(numbers, round(sum(counts)))
+        else:
+            masks = (next(smallest([one], round(count))) for one, count in zip(numbers, counts, strict=True))
+        for mask, weight in zip(masks, weights, strict=True):
+            yield self.sets.spread(mask, tuple(weight.shape))
+
+    def scores(self, model: nn.Module, index: int) -> Tensor:
+        """The scores of the sets of one weight; what is zero goes first, and what is gone already before it."""
+        name = self.names[index]
+        scores = self.scorer.weight_scores(model, name)
+        assert scores is not None
+        gone = self.get_buffer(f"gone_{index}")
+        return self.sets.scores(scores, self.scorer.criterion.pooled, model.get_parameter(name) == 0, gone)
 
     @torch.no_grad()
     def hold(self, model: nn.Module) -> None:
@@ -55,56 +128,14 @@ class WeightMasks(nn.Module):
         for weight, mask in zip(self.weights(model), self.gone, strict=True):
             weight.masked_fill_(mask, 0)
 
-
-class ChannelMasks(nn.Module):
-    """Masks of channels per group, True where a channel is gone."""
-
-    done: Tensor
-
-    def __init__(
-        self,
-        groups: Sequence[Group],
-        *,
-        amount: float,
-        multiple: int,
-        criterion: Literal["l1", "l2"],
-        whole: bool,
-    ) -> None:
-        super().__init__()
-        self.groups, self.amount, self.multiple, self.whole = tuple(groups), amount, multiple, whole
-        self.power = 1 if criterion == "l1" else 2
-        self.register_buffer("done", torch.zeros(()))
-        for index, group in enumerate(groups):
-            self.register_buffer(f"gone_{index}", torch.zeros(group.size, dtype=torch.bool))
-
-    @property
-    def gone(self) -> list[Tensor]:
-        """The masks."""
-        return [self.get_buffer(f"gone_{index}") for index in range(len(self.groups))]
-
-    @property
-    def keeps(self) -> Keeps:
-        """Which channels of which layers stay."""
-        return keeps_of(self.groups, self.gone)
-
-    def grow(self, model: nn.Module, share: float) -> None:
-        """Remove channels until `share` of all that shall go in the end have gone."""
-        if _reached(self.done, share):
-            return
-        gone = [mask.cpu() for mask in self.gone]
-        scores = [importance(model, group, self.power) for group in self.groups]
-        counts = counts_gone(self.groups, scores, gone, self.amount, self.multiple, whole=self.whole)
-        for mask, score, count, before, group in zip(self.gone, scores, counts, gone, self.groups, strict=True):
-            now = max(int(share * count + 1e-6), int(before.sum()))
-            mask.copy_(least(score, now, before, group.blocks))
-        self.done.fill_(share)
-        self.hold(model)
-
-    def hold(self, model: nn.Module) -> None:
-        """Set the weights of what is gone to zero, in place."""
-        zero_keeps(model, self.keeps)
-
-
-def _reached(done: Tensor, share: float) -> bool:
-    """Whether a share is done, as exactly as the format of `done` can tell."""
-    return bool(done >= done.new_tensor(share))
+    def finish(self, model: nn.Module, run: Run) -> nn.Module:
+        """Mark the zeros, so that every later training holds them."""
+        for name in self.names:
+            path, _, tensor = name.rpartition(".")
+            hold_zeros(model.get_submodule(path), tensor)
+        weights = self.weights(model)
+        total, zeros = sum(weight.numel() for weight in weights), sum(int((weight == 0).sum()) for weight in weights)
+        went = int(self.went)
+        said = f"{went} of {total} weights went" if went else "no weight went: nothing changed"
+        run.say(f"prune: {said}; {zeros} are zero now")
+        return model

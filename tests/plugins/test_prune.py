@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from compress_prune import Prune
-from compress_prune.magnitude import cubic, smallest
+from compress_prune.magnitude import cubic
+from compress_prune.ranking import smallest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -86,7 +87,7 @@ def test_the_number_that_goes_is_exact_even_among_equals(sizes, share, seed):
     generator = torch.Generator().manual_seed(seed)
     weights = [torch.randint(-2, 3, (size,), generator=generator).float() for size in sizes]
     count = int(share * sum(sizes))
-    masks = smallest(weights, count)
+    masks = list(smallest([weight.abs for weight in weights], count))
     gone = torch.cat([weight[mask] for weight, mask in zip(weights, masks, strict=True)])
     stay = torch.cat([weight[~mask] for weight, mask in zip(weights, masks, strict=True)])
     assert len(gone) == count
@@ -107,7 +108,7 @@ def test_a_share_of_each_layer_agrees_with_torch(schedule):
 
 def test_a_share_of_the_whole_network_agrees_with_torch():
     model = make("conv")
-    pruned = apply_techniques(model, [Prune(amount=0.7, scope="global")], make_run())
+    pruned = apply_techniques(model, [Prune(amount=0.7, allocation="global")], make_run())
     names = [place.name for place in weights(model)]
     pairs = [(model.get_submodule(name.rpartition(".")[0]), "weight") for name in names]
     prune.global_unstructured(pairs, prune.L1Unstructured, amount=0.7)
@@ -169,14 +170,14 @@ def test_zeros_that_are_there_already_are_kept_and_count():
 
 @pytest.mark.parametrize(("granularity", "share"), [("weight", 0.7), ("channel", 0.7), ("channel", 0.1)])
 def test_masks_that_have_grown_to_a_share_stay_until_it_rises(granularity, share):
-    model = make("conv")
-    masks = Prune(amount=0.9, granularity=granularity, scope="global").begin(model, make_run())
-    masks.grow(model, share)
+    model, run = make("conv"), make_run()
+    masks = Prune(amount=0.9, granularity=granularity, allocation="global").begin(model, run)
+    masks.grow(model, share, run)
     before = [mask.clone() for mask in masks.gone]
     with torch.no_grad():
         for index, weight in enumerate(matrices(model)):
             weight.normal_(generator=torch.Generator().manual_seed(index)).mul_(10.0 ** (index % 3))
-    masks.grow(model, share)
+    masks.grow(model, share, run)
     assert all(torch.equal(one, other) for one, other in zip(before, masks.gone, strict=True))
     assert torch.float64 not in {buffer.dtype for buffer in masks.buffers()}  # some devices cannot hold it
 
@@ -184,7 +185,7 @@ def test_masks_that_have_grown_to_a_share_stay_until_it_rises(granularity, share
 def test_trained_magnitudes_say_more_than_chance():
     run = make_run()
     trained = apply_techniques(make("mlp"), [Epochs(epochs=6)], run)
-    smallest_gone = run.evaluate(apply_techniques(trained, [Prune(amount=0.6, scope="global")], run)).value
+    smallest_gone = run.evaluate(apply_techniques(trained, [Prune(amount=0.6, allocation="global")], run)).value
     random_gone = run.evaluate(apply_techniques(trained, [Randomly(amount=0.6)], run)).value
     assert run.evaluate(trained).value > 0.9
     assert smallest_gone > random_gone + 0.2
@@ -247,7 +248,16 @@ def test_the_same_seed_gives_the_same_bytes():
         ({"amount": 1.0}, "less than 1"),
         ({"amount": 0.0}, "greater than 0"),
         ({"amount": 0.5, "multiple": 16}, "granularity: channel"),
-        ({"amount": 0.5, "criterion": "l1"}, "granularity: channel"),
+        ({"amount": 0.5, "criterion": "scale"}, "granularity: channel"),
+        ({"amount": 0.5, "criterion": "tailor"}, "taylor"),
+        ({"amount": 0.5, "criterion": "movement", "schedule": "one-shot"}, "learns from training"),
+        ({"amount": 0.5, "pattern": "2:4"}, "leave `amount` out"),
+        ({"pattern": "4:2"}, "as in `2:4`"),
+        ({"pattern": "2:4", "allocation": "global"}, "leave `allocation` out"),
+        ({"pattern": "2:4", "granularity": "kernel"}, "leave `granularity` out"),
+        ({"amount": 0.5, "block": (2, 2)}, "granularity: block"),
+        ({"amount": 0.5, "granularity": "block", "block": (0, 4)}, "0 by 4"),
+        ({"amount": 0.5, "granularity": "channel", "allocation": "erk"}, "deals out weights"),
         ({"amount": 0.5, "schedule": "one-shot", "end": 0.9}, "one-shot schedule has no"),
         ({"amount": 0.5, "start": 0.6, "end": 0.6}, "before `end`"),
         ({"amount": 0.5, "granularity": "filter"}, "granularity"),

@@ -266,15 +266,15 @@ def test_a_pruned_network_computes_what_the_dense_one_does_with_zeros(name):
             assert (module.out_features, module.in_features) == module.weight.shape
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
 @pytest.mark.parametrize("criterion", ["l1", "l2"])
-def test_the_unit_with_the_smallest_norm_of_all_its_weights_goes(criterion, scope):
+def test_the_unit_with_the_smallest_norm_of_all_its_weights_goes(criterion, allocation):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 10))
     order = 1 if criterion == "l1" else 2
     norms = torch.cat([model[1].weight, model[3].weight.t()], 1).norm(order, dim=1)
     stay = norms.argsort(descending=True)[:4].sort().values
     small = apply_techniques(
-        model, [Prune(amount=2 / 6, granularity="channel", criterion=criterion, scope=scope)], make_run()
+        model, [Prune(amount=2 / 6, granularity="channel", criterion=criterion, allocation=allocation)], make_run()
     )
     assert torch.equal(small[1].weight, model[1].weight[stay])
     assert torch.equal(small[1].bias, model[1].bias[stay])
@@ -296,7 +296,7 @@ def test_the_channels_that_stay_are_as_many_as_asked(amount, multiple, wanted):
 
 
 def test_over_the_whole_network_the_total_is_exact_and_layers_differ():
-    small = apply_techniques(make("conv"), [Prune(amount=0.4, granularity="channel", scope="global")], make_run())
+    small = apply_techniques(make("conv"), [Prune(amount=0.4, granularity="channel", allocation="global")], make_run())
     found = widths(small)
     left = [found[path] for path in ("stem", "blocks.0.conv1", "blocks.1.conv1", "blocks.1.conv2")]
     assert sum(left) == 96 - round(0.4 * 96)

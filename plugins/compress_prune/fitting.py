@@ -1,0 +1,65 @@
+"""Which parameters of `prune` fit together: what can be said before any network is there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from compress_core.catalog import catalog
+
+if TYPE_CHECKING:
+    from compress_prune import Prune
+
+IN_PLACE = frozenset({"weight", "block", "kernel"})
+"""The granularities whose weights become zero and keep their place."""
+
+
+def check(technique: Prune) -> None:
+    """Raise a `ValueError` if parameters contradict one another."""
+    _check_amount(technique)
+    _check_criterion(technique)
+    _check_granularity(technique)
+    if technique.schedule == "one-shot" and (technique.start, technique.end) != (0.0, 0.5):
+        raise ValueError("a one-shot schedule has no `start` and `end`: leave them out, or use `schedule: gradual`")
+    if technique.start >= technique.end:
+        raise ValueError(f"`start` ({technique.start}) has to lie before `end` ({technique.end})")
+
+
+def _check_amount(technique: Prune) -> None:
+    if technique.pattern:
+        from compress_prune.notation import parsed
+
+        parsed(technique.pattern)
+        if technique.granularity != "weight":
+            raise ValueError("`pattern` is one of single weights: leave `granularity` out")
+        if technique.amount is not None:
+            raise ValueError(f"the pattern {technique.pattern!r} says how much goes: leave `amount` out")
+        if technique.allocation != "uniform":
+            raise ValueError(f"the pattern {technique.pattern!r} holds in every layer: leave `allocation` out")
+    elif technique.amount is None:
+        raise ValueError("`amount` is missing: the share that goes, as in `amount: 0.5`, or a `pattern: 2:4`")
+
+
+def _check_criterion(technique: Prune) -> None:
+    known = catalog().criteria
+    if technique.criterion not in known:
+        advice = catalog().unknown("criterion", technique.criterion, known)
+        raise ValueError(f"there is no criterion {technique.criterion!r}: {advice}")
+    criterion = known[technique.criterion]
+    if technique.granularity in IN_PLACE and not criterion.scores_weights():
+        fitting = ", ".join(sorted(name for name, kind in known.items() if kind.scores_weights()))
+        raise ValueError(
+            f"the criterion {technique.criterion!r} ranks channels: add `granularity: channel`, or use one of {fitting}"
+        )
+    if criterion.needs_epochs and technique.schedule == "one-shot":
+        raise ValueError(f"the criterion {technique.criterion!r} learns from training: use `schedule: gradual`")
+
+
+def _check_granularity(technique: Prune) -> None:
+    if technique.granularity in IN_PLACE and technique.multiple != 1:
+        raise ValueError("`multiple` counts channels: add `granularity: channel`, or leave it out")
+    if technique.granularity not in IN_PLACE and technique.allocation == "erk":
+        raise ValueError("`erk` deals out weights: use `allocation: global`, or another granularity")
+    if technique.granularity != "block" and technique.block != (4, 4):
+        raise ValueError("`block` is the size of blocks: add `granularity: block`, or leave it out")
+    if min(technique.block) < 1 or max(technique.block) == 1:
+        raise ValueError(f"a block of {technique.block[0]} by {technique.block[1]} is none: as in `block: [4, 4]`")

@@ -1,0 +1,232 @@
+"""What criteria observe: gradients while a network trains or on calibration batches, and the inputs of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from compress_core.modes import evaluating
+from compress_core.weights import weights
+from compress_prune.scoring import by_channel
+
+if TYPE_CHECKING:
+    from compress_core.parts import Criterion
+    from compress_core.run import Run
+
+MOMENTUM = 0.9
+"""How much of a running mean stays at each observation; Molchanov et al. 2019, sec. 4.1."""
+
+
+class PerWeight(nn.Module):
+    """A number for every entry of every weight of a network."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.index = {place.name: f"of_{index}" for index, place in enumerate(weights(model))}
+        for place in weights(model):
+            self.register_buffer(self.index[place.name], self.first(place.parameter.detach()))
+
+    def first(self, weight: Tensor) -> Tensor:
+        """The numbers before anything is observed."""
+        return torch.zeros_like(weight)
+
+    def of(self, name: str) -> Tensor:
+        """The numbers of the weight of that name."""
+        return self.get_buffer(self.index[name])
+
+    @torch.no_grad()
+    def add(self, model: nn.Module, term: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Take `term(weight, gradient)` in, for every weight that has a gradient."""
+        for name in self.index:
+            weight = model.get_parameter(name)
+            if weight.grad is not None:
+                self.take(self.of(name), term(weight, weight.grad))
+
+    def take(self, seen: Tensor, term: Tensor) -> None:
+        """Put a term into what was seen, in place."""
+        raise NotImplementedError
+
+
+class Sums(PerWeight):
+    """Sums over all observations."""
+
+    def take(self, seen: Tensor, term: Tensor) -> None:
+        """Add it."""
+        seen.add_(term)
+
+
+class Means(PerWeight):
+    """Running means over the observations, without the bias of their beginning."""
+
+    count: Tensor
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def add(self, model: nn.Module, term: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Take `term(weight, gradient)` in, for every weight that has a gradient."""
+        self.count += 1
+        super().add(model, term)
+
+    def take(self, seen: Tensor, term: Tensor) -> None:
+        """Move the mean towards the term: a plain mean of the first ten, a running one later."""
+        seen.lerp_(term, max(1 - MOMENTUM, 1 / int(self.count)))
+
+
+class Lots(PerWeight):
+    """A random number for every entry."""
+
+    def __init__(self, model: nn.Module, seed: int) -> None:
+        self.__dict__["generator"] = torch.Generator().manual_seed(seed)
+        super().__init__(model)
+
+    def first(self, weight: Tensor) -> Tensor:
+        """Numbers in [0, 1)."""
+        return torch.rand(weight.shape, generator=self.__dict__["generator"])
+
+
+class Inputs(nn.Module):
+    """A figure for each channel that a convolution or a linear layer reads, over the calibration batches.
+
+    It is 1 for layers that never run by themselves, such as the last projection of torch's attention.
+    """
+
+    def __init__(self, model: nn.Module, statistic: str) -> None:
+        super().__init__()
+        self.statistic = statistic
+        self.layers = {path: f"of_{index}" for index, (path, _) in enumerate(_layers(model))}
+        self.transposed = {path for path, layer in _layers(model) if isinstance(layer, _ConvNd) and layer.transposed}
+        for path, layer in _layers(model):
+            size = layer.in_channels if isinstance(layer, _ConvNd) else layer.in_features
+            self.register_buffer(self.layers[path], torch.zeros(size))
+
+    def of(self, path: str) -> Tensor | None:
+        """The figures of the layer at a path; None if it is no such layer."""
+        return self.get_buffer(self.layers[path]) if path in self.layers else None
+
+    def factor(self, name: str, weight: Tensor) -> Tensor:
+        """The figures of the inputs of a weight, of a shape that multiplies it."""
+        path, _, tensor = name.rpartition(".")
+        found = self.of(path)
+        if found is None or tensor != "weight":
+            return torch.ones((), device=weight.device)
+        ones = [1] * (weight.ndim - 2)
+        if path in self.transposed:
+            return found.reshape(-1, 1, *ones)
+        groups = found.numel() // weight.shape[1]
+        by_row = found.reshape(groups, 1, -1).expand(-1, weight.shape[0] // groups, -1)
+        return by_row.reshape(*weight.shape[:2], *ones)
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, run: Run) -> None:
+        """Watch the inputs of all layers on the calibration batches."""
+        totals = {path: torch.zeros_like(self.get_buffer(name)) for path, name in self.layers.items()}
+        counts = dict.fromkeys(self.layers, 0)
+
+        def watch(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+            def hook(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
+                values = by_channel(arguments[0], layer)
+                totals[path] += _summed(values, self.statistic)
+                counts[path] += values.shape[1]
+
+            return hook
+
+        handles = [model.get_submodule(path).register_forward_pre_hook(watch(path)) for path in self.layers]
+        try:
+            with evaluating(model):
+                for batch in run.calibration():
+                    run.forward(model, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for path, name in self.layers.items():
+            mean = totals[path] / counts[path] if counts[path] else torch.ones_like(totals[path])
+            self.get_buffer(name).copy_(mean.sqrt() if self.statistic == "norm" else mean)
+
+
+class Scorer(nn.Module):
+    """A criterion with what it has observed in one network."""
+
+    def __init__(self, criterion: Criterion, model: nn.Module, run: Run) -> None:
+        super().__init__()
+        self.criterion, self.observed = criterion, False
+        self.seen = criterion.begin(model, run)
+
+    def observe(self, model: nn.Module) -> None:
+        """Note the gradients of one backward pass, if the criterion wants any."""
+        if self.criterion.needs_gradients:
+            self.criterion.observe(model, self.seen)
+            self.observed = True
+
+    def read(self, model: nn.Module, run: Run) -> None:
+        """Make everything ready for scores: gradients that no training has given, and what calibration shows."""
+        if self.criterion.needs_gradients and not self.observed:
+            for _ in backward_passes(model, run):
+                self.observe(model)
+        self.criterion.measure(model, self.seen, run)
+
+    def weight_scores(self, model: nn.Module, name: str) -> Tensor | None:
+        """The score of each entry of a weight, in its shape."""
+        return self.criterion.weight_scores(name, model.get_parameter(name), self.seen)
+
+    def channel_scores(self, model: nn.Module, path: str, side: str) -> Tensor | None:
+        """The score of each channel of a layer."""
+        return self.criterion.channel_scores(model, path, side, self.seen)
+
+
+def backward_passes(model: nn.Module, run: Run) -> Any:
+    """Backward passes of the task's loss over the calibration batches, in eval mode; each yields, gradients in place.
+
+    Gradients that were there before, and which parameters are frozen, are as before at the end. cuDNN is off: it
+    refuses to go backward through a recurrent layer in eval mode.
+    """
+    before = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with evaluating(model), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+            for parameter, _, _ in before:
+                parameter.requires_grad_(parameter.is_floating_point())
+            for batch in run.calibration():
+                for parameter, _, _ in before:
+                    parameter.grad = None
+                torch.autograd.backward(run.task.loss(run.forward(model, batch), batch))
+                yield
+    finally:
+        for parameter, gradient, wanted in before:
+            parameter.requires_grad_(wanted)
+            parameter.grad = gradient
+
+
+def is_layer(module: nn.Module) -> TypeGuard[_ConvNd | nn.Linear]:
+    """Whether it is a convolution or a linear layer."""
+    return isinstance(module, _ConvNd | nn.Linear)
+
+
+def means(state: nn.Module | None) -> PerWeight:
+    """The state of a criterion that keeps a number for every weight."""
+    assert isinstance(state, PerWeight)
+    return state
+
+
+def inputs(state: nn.Module | None) -> Inputs:
+    """The state of a criterion that watches the inputs of layers."""
+    assert isinstance(state, Inputs)
+    return state
+
+
+def _layers(model: nn.Module) -> list[tuple[str, _ConvNd | nn.Linear]]:
+    return [(path, module) for path, module in model.named_modules() if is_layer(module)]
+
+
+def _summed(values: Tensor, statistic: str) -> Tensor:
+    match statistic:
+        case "magnitude":
+            return values.abs().sum(1)
+        case "alive":
+            return (values > 0).to(values.dtype).sum(1)
+        case _:
+            return values.square().sum(1)

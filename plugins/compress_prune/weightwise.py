@@ -1,0 +1,73 @@
+"""Pruning weights one by one or in sets that keep their place: which weights have such sets, and how many go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from compress_core.channels.coupling import LeftAlone
+from compress_core.errors import ModelError
+from compress_core.selecting import matching
+from compress_core.weights import weights
+from compress_prune.allocating import erdos_renyi
+from compress_prune.channelwise import by_reason
+from compress_prune.masks import WeightMasks
+from compress_prune.notation import parsed
+from compress_prune.observing import Scorer
+from compress_prune.patterns import Blocks, Kernels, OfEach, Singles
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compress_core.run import Run
+    from compress_prune import Prune
+
+
+def weight_masks(technique: Prune, model: nn.Module, run: Run) -> WeightMasks:
+    """Find the weights that can go.
+
+    Raises:
+        ModelError: none can, or the criterion has no score for them.
+    """
+    sets = sets_of(technique)
+    places = weights(model, matching(model, technique.skip).values())
+    reasons = {place.name: sets.misfit(tuple(place.parameter.shape)) for place in places}
+    left = by_reason([LeftAlone((name,), reason) for name, reason in reasons.items() if reason])
+    kept = [f"{names} left alone: {reason}" for names, reason in left]
+    fitting = {place.name: tuple(place.parameter.shape) for place in places if not reasons[place.name]}
+    if not fitting:
+        raise ModelError(
+            "; ".join(["the network has no weights to prune", *kept]),
+            mend="prune single weights: `granularity: weight`" if kept else "shorten `skip`",
+        )
+    for text in kept:
+        run.say(f"prune: {text}")
+    shares = _shares(technique, fitting, sets)
+    return WeightMasks(
+        model, shares, sets, Scorer(technique.ranking, model, run), whole=technique.allocation == "global"
+    )
+
+
+def sets_of(technique: Prune) -> Singles:
+    """What goes together."""
+    match technique.granularity:
+        case "block":
+            rows, columns = technique.block
+            return Blocks(rows=rows, columns=columns)
+        case "kernel":
+            return Kernels()
+        case _ if technique.pattern:
+            keep, of = parsed(technique.pattern)
+            return OfEach(keep=keep, of=of)
+        case _:
+            return Singles()
+
+
+def _shares(technique: Prune, shapes: Mapping[str, tuple[int, ...]], sets: Singles) -> dict[str, float]:
+    """The share of its sets that goes in the end, for each weight."""
+    if technique.pattern:
+        return dict.fromkeys(shapes, 1.0)
+    if technique.allocation == "erk":
+        counts = [sets.total(shape) for shape in shapes.values()]
+        return dict(zip(shapes, erdos_renyi(list(shapes.values()), counts, technique.share), strict=True))
+    return dict.fromkeys(shapes, technique.share)
