@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from compress_core.attention import Attention
 from compress_core.catalog import catalog
 from compress_core.errors import ArtifactError, CompressError
 from compress_core.factory import build_model
@@ -27,7 +28,7 @@ from compress_core.masks import hold_zeros, masked_tensors
 from compress_core.plain_values import decode, encode, is_plain
 from compress_core.rebuilding import Types, apply_edits, factories_in
 from compress_core.sharing import overlap
-from compress_core.structure import differences, torch_types
+from compress_core.structure import differences, qualified_name, torch_types
 
 TENSORS = "model.safetensors"
 
@@ -135,7 +136,7 @@ def same_network(one: Path, other: Path) -> bool:
 
 def module_types() -> Types:
     """The module types that a saved model may contain."""
-    return {**torch_types(), **catalog().modules}
+    return {**torch_types(), qualified_name(Attention): Attention, **catalog().modules}
 
 
 def _encoded(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,23 +30,26 @@ from torch.nn.modules.conv import _ConvNd
 from compress_core.channels.cutting import (
     CannotCut,
     Side,
+    attribute,
     axes,
     blocks_of,
     cut_channels,
     cut_slices,
     depthwise,
+    lower_count,
     size_of,
     zero_channels,
     zero_slices,
 )
-from compress_core.errors import ModelError
+from compress_core.errors import ModelError, place_of
 from compress_core.weights import shared_parameters
 
 if TYPE_CHECKING:
     from compress_core.run import Run
 
 Place = tuple[str, str, int]
-"""A layer's path and side, or a bare parameter's name, `parameter` and its axis."""
+"""A layer's path and side, or a bare parameter's name, `parameter` and its axis, or the name of a module's attribute
+that counts channels, or a multiple of them, and `attribute`."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def zero_keeps(model: nn.Module, keeps: Keeps) -> None:
     for (path, side, axis), keep in keeps.items():
         if side == "parameter":
             zero_slices(model.get_parameter(path), axis, keep)
-        else:
+        elif side != "attribute":
             zero_channels(model.get_submodule(path), _side(side), keep)
 
 
@@ -118,6 +121,8 @@ def cut_keeps(model: nn.Module, keeps: Keeps) -> None:
             continue
         if side == "parameter":
             cut_slices(model, path, axis, keep)
+        elif side == "attribute":
+            lower_count(model, path, keep)
         else:
             cut_channels(model.get_submodule(path), _side(side), keep)
 
@@ -128,6 +133,8 @@ def misfit(model: nn.Module, keeps: Keeps) -> str | None:
         try:
             if side == "parameter":
                 size = model.get_parameter(path).shape[axis]
+            elif side == "attribute":
+                size = len(keep) if attribute(model, path) % len(keep) == 0 else 0
             else:
                 size = size_of(model.get_submodule(path), _side(side))
         except (AttributeError, CannotCut):
@@ -143,7 +150,7 @@ def coupled_groups(model: nn.Module, run: Run, skip: Collection[str] = ()) -> tu
     Args:
         model: the network; it stays as it is.
         run: gives the example and tells the logits in the output.
-        skip: paths of layers whose output channels stay.
+        skip: paths of layers whose output channels shall stay.
 
     Raises:
         ModelError: the network cannot be traced.
@@ -167,7 +174,7 @@ def coupled_groups(model: nn.Module, run: Run, skip: Collection[str] = ()) -> tu
         try:
             group = _group(graph, name, coupled, names)
             if taken := [path for path in names if path in skip]:
-                raise CannotCut(f"`skip` names {taken[0]}")
+                raise CannotCut(f"{taken[0]} shall keep its channels")
             if tied := [member.place[0] for member in group.members if member.place[0] in shared]:
                 raise CannotCut(f"{tied[0]} shares its weight")
         except CannotCut as error:
@@ -201,8 +208,8 @@ def _traced(copy: nn.Module, run: Run) -> torch_pruning.DependencyGraph:
             )
     except Exception as error:
         raise ModelError(
-            f"the network's channels cannot be traced: {type(error).__name__}: {error}",
-            mend="prune single weights: `granularity: weight`",
+            f"the network's channels cannot be traced: {type(error).__name__}: {error}{place_of(error)}",
+            mend="work on single weights; channels need a forward that torch's autograd can follow",
         ) from error
     return graph
 

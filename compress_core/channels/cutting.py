@@ -137,6 +137,22 @@ def cut_slices(model: nn.Module, name: str, axis: int, keep: Tensor) -> None:
     _put(module, own, model.get_parameter(name).detach().index_select(axis, keep.nonzero().flatten()))
 
 
+def attribute(model: nn.Module, name: str) -> int:
+    """A module's attribute by its qualified name, such as `encoder.attention.num_heads`.
+
+    Raises:
+        AttributeError: there is none.
+    """
+    path, _, own = name.rpartition(".")
+    return int(getattr(model.get_submodule(path), own))
+
+
+def lower_count(model: nn.Module, name: str, keep: Tensor) -> None:
+    """Lower an attribute that counts channels, or a multiple of them, by the share that does not stay."""
+    path, _, own = name.rpartition(".")
+    setattr(model.get_submodule(path), own, attribute(model, name) * int(keep.sum()) // len(keep))
+
+
 def _axis(module: nn.Module, side: Side) -> int:
     """The axis of the channels in `_by_blocks`."""
     return axes(module, side)["weight"] + 1

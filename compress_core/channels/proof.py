@@ -50,7 +50,7 @@ def proven(model: nn.Module, groups: Sequence[Group], run: Run) -> tuple[list[Gr
     if right and (fault := _fault(model, right, run)):
         raise ModelError(
             f"the channels of {', '.join(group.name for group in right)} cannot be removed together: {fault}",
-            mend="name some of these layers in `skip`, or use `granularity: weight`",
+            mend="leave some of these layers out",
         )
     return right, left
 
@@ -61,7 +61,7 @@ def check_cut(model: nn.Module, keeps: Keeps, run: Run) -> None:
         places = sorted({path for path, side, _ in keeps if side == "out"})
         raise ModelError(
             f"removing channels of {', '.join(places)} would break the network: {fault}",
-            mend="name these layers in `skip`, or use `granularity: weight`",
+            mend="leave these layers out, or work on single weights",
         )
 
 
