@@ -64,12 +64,14 @@ class Factorize(Technique):
         """
         from compress_core.modes import leave_fused_paths
         from compress_core.selecting import matching
+        from compress_factorize.attention import open_attention
         from compress_factorize.layers import find_layers, put
         from compress_factorize.methods import method_of
         from compress_factorize.pieces import worthwhile
         from compress_factorize.recalibration import recalibrate
 
         before = sum(parameter.numel() for parameter in model.parameters())
+        attention = open_attention(model)
         found = find_layers(model, run, matching(model, self.skip))
         methods = {path: method_of(layer, self.method) for path, layer in found.layers.items()}
         worth = {
@@ -84,6 +86,7 @@ class Factorize(Technique):
                 model = put(model, path, replaced[path].pieces)
             else:
                 found.leave(path, "needs its parameters" if len(worth[path]) and self.ratio else "would save nothing")
+        attention.close(model)
         leave_fused_paths(model, replaced)
         if replaced and self.recalibrate:
             recalibrate(model, run)

@@ -85,6 +85,8 @@ def _unfit(path: str, module: nn.Module, shared: set[str]) -> str | None:
         return f"{type(module).__name__} is not factorized"
     if isinstance(module, nn.Conv2d) and module.groups > 1:
         return "has groups"
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return "rescales its rows"
     if any((f"{path}.{name}" if path else name) in shared for name in module._parameters):
         return "shares its weight"
     if getattr(module, MARK, ()):
@@ -109,8 +111,9 @@ def _areas(model: nn.Module, run: Run, layers: Mapping[str, Layer]) -> dict[str,
 
 
 def _area(layer: Layer, inputs: list[Tensor], outputs: list[Tensor]) -> Area:
-    after = [output.numel() // layer.weight.shape[0] for output in outputs]
-    if isinstance(layer, nn.Linear):
+    width = layer.weight.shape[1 if isinstance(layer, nn.Embedding) else 0]
+    after = [output.numel() // width for output in outputs]
+    if not isinstance(layer, nn.Conv2d):
         return Area(sum(after), sum(after), sum(after))
     between = [count // output.shape[-1] * x.shape[-1] for count, x, output in zip(after, inputs, outputs, strict=True)]
     return Area(sum(x.numel() // layer.in_channels for x in inputs), sum(after), sum(between))

@@ -12,6 +12,7 @@ from torch import nn
 
 from compress_factorize.chains import Matrix, Spatial, Tucker
 from compress_factorize.cp import Cp
+from compress_factorize.embeddings import Lookup
 from compress_factorize.grouped import Group, Separable
 from compress_factorize.narrowing import Input
 from compress_factorize.pieces import Layer, Method
@@ -26,7 +27,11 @@ CONVOLUTIONS: Mapping[str, Method] = {
     "group": Group(),
 }
 """The methods for convolutions, by the name that a recipe gives."""
-BY_TYPE: Mapping[type[nn.Module], Method | None] = {nn.Linear: Matrix(), nn.Conv2d: None}
+BY_TYPE: Mapping[type[nn.Module], Method | None] = {
+    nn.Linear: Matrix(),
+    nn.Conv2d: None,
+    nn.Embedding: Lookup(),
+}
 """The types that are factorized, with their method; None where the recipe chooses it."""
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from compress_factorize.inputs import Inputs
 
-Layer = nn.Linear | nn.Conv2d
+Layer = nn.Linear | nn.Conv2d | nn.Embedding
 _SLACK = 1e-12
 
 
@@ -28,7 +28,7 @@ class Area:
     """Positions at which a layer computes for one batch, over all its calls."""
 
     inputs: int
-    """Rows times columns of the input, or all leading axes of a linear layer."""
+    """Rows times columns of the input, or all leading axes of a linear layer, or words."""
     outputs: int
     between: int
     """Rows of the output times columns of the input."""
