@@ -118,7 +118,7 @@ class Prune(TrainingTechnique):
     def after_backward(self, model: nn.Module, state: nn.Module | None, progress: float, run: Run) -> None:
         """Show the gradients to the criterion, while it still matters."""
         if self.schedule != "one-shot" and progress <= self.end:
-            _masks(state).observe(model)
+            _masks(state).observe(model, progress)
 
     def after_step(self, model: nn.Module, state: nn.Module | None, progress: float, run: Run) -> None:
         """Let the masks grow along the schedule, and set what is gone to zero."""

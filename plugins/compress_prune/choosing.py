@@ -112,7 +112,7 @@ def _scores(model: nn.Module, path: str, side: str, scorer: Scorer) -> Tensor | 
     if not scorer.criterion.scores_weights():
         return scorer.channel_scores(model, path, side)
     layer = model.get_submodule(path)
-    scores = scorer.weight_scores(model, f"{path}.weight") if is_layer(layer) else None
+    scores = scorer.weight_scores(f"{path}.weight", layer.weight) if is_layer(layer) else None
     return None if scores is None else channel_sums(layer, side, scores)
 
 

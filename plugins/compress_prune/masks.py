@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial, reduce
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from compress_core.masks import hold_zeros
+from compress_prune.criteria import L1
 from compress_prune.observing import Scorer
 from compress_prune.patterns import Singles
-from compress_prune.ranking import smallest
+from compress_prune.threshold import Numbers, magnitudes, smallest, values
 
 if TYPE_CHECKING:
     from compress_core.run import Run
@@ -39,8 +40,8 @@ class Removal(nn.Module):
         self.done.fill_(done)
         self.hold(model)
 
-    def observe(self, model: nn.Module) -> None:
-        """Note the gradients of an update."""
+    def observe(self, model: nn.Module, progress: float) -> None:
+        """Look at the gradients of an update."""
         self.scorer.observe(model)
 
     @abstractmethod
@@ -101,26 +102,42 @@ class WeightMasks(Removal):
 
     def chosen(self, model: nn.Module, done: float) -> Iterator[Tensor]:
         """Masks of what is gone when `done` of all that shall go has gone."""
-        weights = self.weights(model)
-        numbers = [partial(self.scores, model, index) for index in range(len(weights))]
+        shapes = [tuple(weight.shape) for weight in self.weights(model)]
         counts = [
-            done * share * self.sets.total(tuple(weight.shape))
-            for share, weight in zip(self.shares.values(), weights, strict=True)
+            done * share * self.sets.total(shape) for share, shape in zip(self.shares.values(), shapes, strict=True)
         ]
-        if self.whole:
-            masks = smallest(numbers, round(sum(counts)))
-        else:
-            masks = (next(smallest([one], round(count))) for one, count in zip(numbers, counts, strict=True))
-        for mask, weight in zip(masks, weights, strict=True):
-            yield self.sets.spread(mask, tuple(weight.shape))
+        ranked = range(len(shapes))
+        together: list[Sequence[int]] = [ranked] if self.whole else [[index] for index in ranked]
+        for indices in together:
+            masks = self.selected(model, indices, round(sum(counts[index] for index in indices)), done)
+            for index, mask in zip(indices, masks, strict=True):
+                yield self.sets.spread(mask, shapes[index])
+
+    def selected(self, model: nn.Module, indices: Sequence[int], count: int, done: float) -> Iterator[Tensor]:
+        """Masks of the sets of some weights that are gone, `count` of all of them together."""
+        numbers = [self.numbers(model, index) for index in indices]
+        kinds = [weight.dtype for weight in self.weights(model)]
+        return smallest(numbers, count, reduce(torch.promote_types, kinds))
+
+    def numbers(self, model: nn.Module, index: int) -> Numbers:
+        """The scores of one weight's sets; magnitudes are never all there at once."""
+        if isinstance(self.scorer.criterion, L1) and type(self.sets) is Singles:
+            return magnitudes(model.get_parameter(self.names[index]), self.get_buffer(f"gone_{index}"))
+        return values(partial(self.scores, model, index))
+
+    def values(self, model: nn.Module, index: int) -> Tensor:
+        """What of a weight is scored."""
+        return model.get_parameter(self.names[index]).detach()
+
+    def firsts(self, model: nn.Module, index: int) -> tuple[Tensor, Tensor]:
+        """What of a weight goes before all scores, and what before that: zeros, and what is gone already."""
+        return model.get_parameter(self.names[index]) == 0, self.get_buffer(f"gone_{index}")
 
     def scores(self, model: nn.Module, index: int) -> Tensor:
         """The scores of the sets of one weight; what is zero goes first, and what is gone already before it."""
-        name = self.names[index]
-        scores = self.scorer.weight_scores(model, name)
+        scores = self.scorer.weight_scores(self.names[index], self.values(model, index))
         assert scores is not None
-        gone = self.get_buffer(f"gone_{index}")
-        return self.sets.scores(scores, self.scorer.criterion.pooled, model.get_parameter(name) == 0, gone)
+        return self.sets.scores(scores, self.scorer.criterion.pooled, *self.firsts(model, index))
 
     @torch.no_grad()
     def hold(self, model: nn.Module) -> None:

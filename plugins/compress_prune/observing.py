@@ -170,9 +170,9 @@ class Scorer(nn.Module):
                 self.observe(model)
         self.criterion.measure(model, self.seen, run)
 
-    def weight_scores(self, model: nn.Module, name: str) -> Tensor | None:
+    def weight_scores(self, name: str, weight: Tensor) -> Tensor | None:
         """The score of each entry of a weight, in its shape."""
-        return self.criterion.weight_scores(name, model.get_parameter(name), self.seen)
+        return self.criterion.weight_scores(name, weight, self.seen)
 
     def channel_scores(self, model: nn.Module, path: str, side: str) -> Tensor | None:
         """The score of each channel of a layer."""

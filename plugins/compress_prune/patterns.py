@@ -60,8 +60,8 @@ class Singles:
         return mask
 
     def spread(self, sets: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """For each weight of this shape whether its set is in a mask of sets."""
-        return sets
+        """For each weight of this shape whether its set is in a mask of sets, (sets,) in their order."""
+        return sets.reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Blocks(Singles):
     def spread(self, sets: Tensor, shape: tuple[int, ...]) -> Tensor:
         """For each weight whether its block is in the mask."""
         width = int(torch.Size(shape[1:]).numel())
-        wide = sets.repeat_interleave(self.rows, 0).repeat_interleave(self.columns, 1)
+        wide = sets.reshape(self._counts(shape)).repeat_interleave(self.rows, 0).repeat_interleave(self.columns, 1)
         return wide[: shape[0], :width].reshape(shape)
 
     def _counts(self, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -149,4 +149,4 @@ class Kernels(Singles):
 
     def spread(self, sets: Tensor, shape: tuple[int, ...]) -> Tensor:
         """For each weight whether its kernel is in the mask."""
-        return sets.reshape(*sets.shape, *[1] * (len(shape) - 2)).expand(shape)
+        return sets.reshape(*shape[:2], *[1] * (len(shape) - 2)).expand(shape)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from compress_prune import Prune
 from compress_prune.magnitude import cubic
-from compress_prune.ranking import smallest
+from compress_prune.threshold import magnitudes, smallest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -87,7 +87,8 @@ def test_the_number_that_goes_is_exact_even_among_equals(sizes, share, seed):
     generator = torch.Generator().manual_seed(seed)
     weights = [torch.randint(-2, 3, (size,), generator=generator).float() for size in sizes]
     count = int(share * sum(sizes))
-    masks = list(smallest([weight.abs for weight in weights], count))
+    numbers = [magnitudes(weight, torch.zeros_like(weight, dtype=torch.bool)) for weight in weights]
+    masks = list(smallest(numbers, count))
     gone = torch.cat([weight[mask] for weight, mask in zip(weights, masks, strict=True)])
     stay = torch.cat([weight[~mask] for weight, mask in zip(weights, masks, strict=True)])
     assert len(gone) == count
