@@ -11,16 +11,22 @@ from pydantic import Field, model_validator
 from compress_core import hookimpl
 from compress_core.catalog import catalog
 from compress_core.parts import Change, Criterion, Part, Technique, TrainingPlan, TrainingTechnique
+from compress_prune.conditions import ROUNDS
 from compress_prune.criteria import BUILT_IN, L1
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from compress_core.parts import Train
     from compress_core.run import Run
     from compress_prune.masks import Removal
 
 STRUCTURAL = frozenset({"channel"})
 """The granularities that change the architecture."""
+AT_ONCE = frozenset({"one-shot", "rigl"})
+"""The schedules that prune before the first update."""
+DYNAMIC = frozenset({"surgery", "rigl"})
+"""The schedules by which weights come back."""
 
 
 class Prune(TrainingTechnique):
@@ -34,7 +40,13 @@ class Prune(TrainingTechnique):
 
     With epochs in its step, `gradual` raises the share from 0 at `start` to `amount` at `end` along
     s(t) = amount * (1 - (1 - t)^3), and the best epoch is chosen after `end`. Without epochs, and with
-    `one-shot`, everything goes at once.
+    `one-shot`, everything goes at once. `surgery` rises like `gradual`, but weights go on being trained behind their
+    mask and come back when they have become large; `rigl` prunes at once and then exchanges the smallest weights
+    for those with the largest gradients.
+
+    Three schedules train the step several times. `iterative` prunes and trains by turns, `lottery` gives the weights
+    that are left their early values before each training, and `progressive` prunes on while the validation quality
+    loses no more than `tolerance`, goes back a step where it does, and at most to `amount`.
     """
 
     name = "prune"
@@ -50,14 +62,36 @@ class Prune(TrainingTechnique):
     """Rows and columns of a block of the weight as a matrix, (outputs, inputs times kernel)."""
     criterion: str = "l2"
     """By what weights and channels are ranked: a built-in criterion, or a plugin's. `compress plugins` lists all."""
-    allocation: Literal["uniform", "global", "erk"] = "uniform"
-    """Whether `amount` holds for each layer, over the whole network, or is dealt out by the layers' shapes."""
-    schedule: Literal["gradual", "one-shot"] = "gradual"
-    """Whether the share rises while the network trains, or all goes before the first update."""
+    of: Literal["count", "parameters", "macs", "latency"] = "count"
+    """Of what `amount` is a share: of their number, or for channels of the network's parameters, MACs or time."""
+    allocation: Literal["uniform", "global", "erk", "sensitivity"] = "uniform"
+    """Whether `amount` holds for each layer, over the network, or is dealt out by shapes or by the loss without them."""
+    schedule: Literal["gradual", "one-shot", "surgery", "rigl", "iterative", "lottery", "progressive"] = "gradual"
+    """Whether the share rises while the network trains, all goes at once, weights may come back, or it takes rounds."""
     start: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the training at which a gradual schedule starts."""
+    """Share of the training at which the schedule starts."""
     end: float = Field(default=0.5, gt=0, le=1)
-    """Share of the training at which a gradual schedule has reached `amount`."""
+    """Share of the training at which `amount` has been reached, and from which nothing comes back."""
+    every: int = Field(default=100, ge=1)
+    """With `rigl`, the number of updates after which weights are exchanged."""
+    regrow: float = Field(default=0.3, gt=0, lt=1)
+    """With `rigl`, the share of the weights that is exchanged at first; it falls to 0 along a cosine."""
+    rounds: int = Field(default=5, ge=1)
+    """How often `iterative` and `lottery` prune and train."""
+    spacing: Literal["geometric", "linear"] = "geometric"
+    """Whether each of these rounds takes the same share of what is left, or of all."""
+    rewind: float = Field(default=0.0, ge=0, lt=1)
+    """Share of a first training whose weights `lottery` goes back to; 0 are those with which the step begins."""
+    tolerance: float | None = Field(default=None, ge=0)
+    """With `progressive`, what the validation quality may lose against the teacher, or without one the step's input."""
+    step: float = Field(default=0.2, gt=0, lt=1)
+    """The share of what is left that `progressive` tries to take; it is halved at each step back."""
+    smallest_step: float = Field(default=0.02, gt=0, lt=1)
+    """The share below which `progressive` stops."""
+    runtime: str = "torch"
+    """Where `of: latency` is measured: in torch, or in an exporter's runtime, as in `onnx`."""
+    batch: int = Field(default=1, ge=1)
+    """Examples per call whose latency is measured."""
     multiple: int = Field(default=1, ge=1)
     """The number of channels that stay is the nearest multiple of this, as in 16 for integer kernels."""
     skip: tuple[str, ...] = ()
@@ -84,7 +118,9 @@ class Prune(TrainingTechnique):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The criterion."""
+        """The criterion, and the runtime in which latency is measured."""
+        if self.of == "latency" and self.runtime != "torch":
+            return (self.ranking, catalog().exporters[self.runtime]())
         return (self.ranking,)
 
     @property
@@ -95,8 +131,19 @@ class Prune(TrainingTechnique):
 
     @property
     def needs_epochs(self) -> bool:  # type: ignore[override]
-        """With a criterion that learns from training."""
-        return self.ranking.needs_epochs
+        """With a criterion or a schedule that learns from training."""
+        return self.schedule in {*DYNAMIC, "iterative", "lottery"} or self.ranking.needs_epochs
+
+    @property
+    def conducts(self) -> bool:
+        """With the schedules that train by rounds."""
+        return self.schedule in ROUNDS
+
+    def conduct(self, model: nn.Module, train: Train, run: Run) -> nn.Module:
+        """Prune and train by rounds."""
+        from compress_prune.rounds import conduct
+
+        return conduct(self, model, train, run)
 
     def plan(self, plan: TrainingPlan, run: Run) -> TrainingPlan:
         """Choose no epoch before the schedule has ended."""
@@ -111,7 +158,7 @@ class Prune(TrainingTechnique):
             ModelError: nothing can go, or a pattern in `skip` matches no module.
         """
         masks = self._masks(model, run)
-        if self.schedule == "one-shot":
+        if self.schedule in AT_ONCE:
             masks.grow(model, 1.0, run)
         return masks
 
@@ -140,7 +187,7 @@ class Prune(TrainingTechnique):
         """How much of what shall go in the end has gone at `progress`; it rises in steps."""
         from compress_prune.magnitude import UPDATES, cubic, ramp
 
-        if self.schedule == "one-shot" or progress >= self.end:
+        if self.schedule in AT_ONCE or progress >= self.end:
             return 1.0
         return cubic(int(ramp(progress, self.start, self.end) * UPDATES) / UPDATES, start=0.0, end=1.0, final=1.0)
 

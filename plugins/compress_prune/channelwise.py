@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,16 +21,14 @@ from compress_core.channels.coupling import (
 from compress_core.channels.proof import check_cut, proven
 from compress_core.errors import ModelError
 from compress_core.selecting import matching
-from compress_prune.choosing import counts_gone, importance, least
+from compress_prune.choosing import importance, least
 from compress_prune.masks import Removal
 from compress_prune.observing import Scorer
+from compress_prune.sizing import Counts, counts_for
 
 if TYPE_CHECKING:
     from compress_core.run import Run
     from compress_prune import Prune
-
-Counts = Callable[[nn.Module, Sequence[Group], Sequence[Tensor], Sequence[Tensor]], list[int]]
-"""How many channels of each group go in the end, given the network, the groups, their scores and what is gone."""
 
 
 class ChannelMasks(Removal):
@@ -110,7 +108,7 @@ def channel_masks(technique: Prune, model: nn.Module, run: Run) -> ChannelMasks:
         )
     for text in kept:
         run.say(f"prune: {text}")
-    return ChannelMasks(groups, scorer, _counts(technique))
+    return ChannelMasks(groups, scorer, counts_for(technique, model, groups, scorer, run))
 
 
 def by_reason(left: Sequence[LeftAlone]) -> list[tuple[str, str]]:
@@ -122,18 +120,6 @@ def by_reason(left: Sequence[LeftAlone]) -> list[tuple[str, str]]:
         (", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else ""), reason)
         for reason, names in found.items()
     ]
-
-
-def _counts(technique: Prune) -> Counts:
-    """How many channels of each group go, as the parameters say."""
-
-    def counts(
-        model: nn.Module, groups: Sequence[Group], scores: Sequence[Tensor], gone: Sequence[Tensor]
-    ) -> list[int]:
-        whole = technique.allocation == "global"
-        return counts_gone(groups, scores, gone, technique.share, technique.multiple, whole=whole)
-
-    return counts
 
 
 def _scored(model: nn.Module, groups: Sequence[Group], scorer: Scorer) -> tuple[list[Group], list[LeftAlone]]:

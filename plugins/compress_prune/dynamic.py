@@ -23,6 +23,7 @@ network and a copy of them; RigL two selections per layer every so many updates.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from math import cos, pi
 from typing import TYPE_CHECKING
@@ -155,6 +156,19 @@ class Surgery(DynamicMasks):
         return values(partial(self.scores, model, index))
 
 
+@dataclass(frozen=True)
+class Exchange:
+    """When, and of which share of the active weights, RigL exchanges."""
+
+    every: int
+    """Updates of the network between two exchanges."""
+    share: float
+    """Exchanged at first."""
+    start: float
+    end: float
+    """The progress at which it begins, and has ended."""
+
+
 class Rigl(DynamicMasks):
     """Masks of a number that never changes, whose weights are exchanged."""
 
@@ -168,22 +182,20 @@ class Rigl(DynamicMasks):
         scorer: Scorer,
         *,
         whole: bool,
-        every: int,
-        exchanged: float,
-        span: tuple[float, float],
+        exchange: Exchange,
     ) -> None:
         super().__init__(model, shares, sets, scorer, whole=whole)
-        self.every, self.exchanged, self.span = every, exchanged, span
+        self.exchange = exchange
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def observe(self, model: nn.Module, progress: float) -> None:
         """Exchange weights if it is time, by the gradients of this update."""
         self.steps += 1
-        start, end = self.span
-        if int(self.steps) % self.every or not start <= progress < end:
+        plan = self.exchange
+        if int(self.steps) % plan.every or not plan.start <= progress < plan.end:
             return
-        share = cosine_share(self.exchanged, ramp(progress, start, end))
+        share = cosine_share(plan.share, ramp(progress, plan.start, plan.end))
         for name, weight, mask in zip(self.names, self.weights(model), self.gone, strict=True):
             if weight.grad is not None:
                 count = round(share * int((~mask).sum()))

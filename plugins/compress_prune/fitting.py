@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from compress_core.catalog import catalog
+from compress_prune.conditions import ROUNDS, check_rounds, check_target
 
 if TYPE_CHECKING:
     from compress_prune import Prune
@@ -18,8 +19,9 @@ def check(technique: Prune) -> None:
     _check_amount(technique)
     _check_criterion(technique)
     _check_granularity(technique)
-    if technique.schedule == "one-shot" and (technique.start, technique.end) != (0.0, 0.5):
-        raise ValueError("a one-shot schedule has no `start` and `end`: leave them out, or use `schedule: gradual`")
+    _check_schedule(technique)
+    check_target(technique)
+    check_rounds(technique)
     if technique.start >= technique.end:
         raise ValueError(f"`start` ({technique.start}) has to lie before `end` ({technique.end})")
 
@@ -50,8 +52,18 @@ def _check_criterion(technique: Prune) -> None:
         raise ValueError(
             f"the criterion {technique.criterion!r} ranks channels: add `granularity: channel`, or use one of {fitting}"
         )
-    if criterion.needs_epochs and technique.schedule == "one-shot":
+    if criterion.needs_epochs and technique.schedule in {"one-shot", "rigl"}:
         raise ValueError(f"the criterion {technique.criterion!r} learns from training: use `schedule: gradual`")
+
+
+def _check_schedule(technique: Prune) -> None:
+    schedule = technique.schedule
+    if schedule in {"one-shot", *ROUNDS} and (technique.start, technique.end) != (0.0, 0.5):
+        raise ValueError(f"a {schedule} schedule has no `start` and `end`: leave them out, or use `schedule: gradual`")
+    if schedule in {"surgery", "rigl"} and (technique.granularity != "weight" or technique.pattern):
+        raise ValueError(f"`{schedule}` brings back single weights: leave `granularity` and `pattern` out")
+    if schedule != "rigl" and (technique.every, technique.regrow) != (100, 0.3):
+        raise ValueError("`every` and `regrow` exchange weights: add `schedule: rigl`, or leave them out")
 
 
 def _check_granularity(technique: Prune) -> None:

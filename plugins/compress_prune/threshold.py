@@ -127,6 +127,8 @@ def _keys(block: Tensor) -> Tensor:
 
 def _turned(bits: Tensor) -> Tensor:
     """The bits behind the sign turned where it is negative; twice is nothing."""
+    if not bits.numel() or int(bits.amin()) >= 0:
+        return bits
     return torch.where(bits < 0, bits ^ torch.iinfo(bits.dtype).max, bits)
 
 

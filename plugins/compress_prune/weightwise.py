@@ -11,6 +11,7 @@ from compress_core.selecting import matching
 from compress_core.weights import weights
 from compress_prune.allocating import erdos_renyi
 from compress_prune.channelwise import by_reason
+from compress_prune.dynamic import Exchange, Rigl, Surgery
 from compress_prune.masks import WeightMasks
 from compress_prune.notation import parsed
 from compress_prune.observing import Scorer
@@ -43,9 +44,15 @@ def weight_masks(technique: Prune, model: nn.Module, run: Run) -> WeightMasks:
     for text in kept:
         run.say(f"prune: {text}")
     shares = _shares(technique, fitting, sets)
-    return WeightMasks(
-        model, shares, sets, Scorer(technique.ranking, model, run), whole=technique.allocation == "global"
-    )
+    scorer, whole = Scorer(technique.ranking, model, run), technique.allocation == "global"
+    match technique.schedule:
+        case "surgery":
+            return Surgery(model, shares, sets, scorer, whole=whole)
+        case "rigl":
+            exchange = Exchange(technique.every, technique.regrow, technique.start, technique.end)
+            return Rigl(model, shares, sets, scorer, whole=whole, exchange=exchange)
+        case _:
+            return WeightMasks(model, shares, sets, scorer, whole=whole)
 
 
 def sets_of(technique: Prune) -> Singles:
