@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from compress_core.masks import hold_zeros
+from compress_core.masks import hold_zeros, set_zero
 from compress_prune.criteria import L1
 from compress_prune.observing import Scorer
 from compress_prune.patterns import Singles
@@ -55,6 +55,9 @@ class Removal(nn.Module):
     @abstractmethod
     def finish(self, model: nn.Module, run: Run) -> nn.Module:
         """The network without what is gone."""
+
+    def abandon(self) -> None:
+        """Take away what is hung on the network, if anything is."""
 
 
 class WeightMasks(Removal):
@@ -143,7 +146,7 @@ class WeightMasks(Removal):
     def hold(self, model: nn.Module) -> None:
         """Set what is gone to zero, in place."""
         for weight, mask in zip(self.weights(model), self.gone, strict=True):
-            weight.masked_fill_(mask, 0)
+            set_zero(weight, mask)
 
     def finish(self, model: nn.Module, run: Run) -> nn.Module:
         """Mark the zeros, so that every later training holds them."""
