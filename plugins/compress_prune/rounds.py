@@ -139,7 +139,8 @@ def _progressive(technique: Prune, model: nn.Module, train: Train, run: Run) -> 
     if not bound.holds(quality):
         best = train(deepcopy(model), None)
         quality = bound.checked(run.evaluate(best), run)
-    between, share, step, points = Between(), 0.0, technique.step, [(0.0, quality.value)]
+    between, share, step, failed = Between(), 0.0, technique.step, False
+    points = [(0.0, quality.value)]
     while share < technique.share and step >= technique.smallest_step:
         wanted = min(1 - (1 - share) * (1 - step), technique.share)
         ahead = between.branch()
@@ -152,12 +153,13 @@ def _progressive(technique: Prune, model: nn.Module, train: Train, run: Run) -> 
         if holds:
             best, quality, between, share = candidate, found, ahead, wanted
         else:
-            step /= 2
+            if not failed:  # the training itself may be at fault
+                bound.checked(run.evaluate(train(deepcopy(model), None)), run)
+            failed, step = True, step / 2
         if run.max_batches is not None:
             break
     _plot(sorted(points), quality, run)
     if between.masks is None:
-        bound.checked(run.evaluate(train(deepcopy(model), None)), run)
         run.say(f"prune: even {points[-1][0]:.1%} less loses more than {technique.tolerance:g}: nothing changed")
         return best
     run.say(f"prune: {share:.1%} gone after {len(points) - 1} trainings: {told(quality)}, {bound}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from compress_core.channels.coupling import LeftAlone
@@ -16,6 +18,7 @@ from compress_prune.masks import WeightMasks
 from compress_prune.notation import parsed
 from compress_prune.observing import Scorer
 from compress_prune.patterns import Blocks, Kernels, OfEach, Singles
+from compress_prune.sensitivity import dealt_out, measured, restoring
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,8 +46,11 @@ def weight_masks(technique: Prune, model: nn.Module, run: Run) -> WeightMasks:
         )
     for text in kept:
         run.say(f"prune: {text}")
-    shares = _shares(technique, fitting, sets)
     scorer, whole = Scorer(technique.ranking, model, run), technique.allocation == "global"
+    if technique.allocation == "sensitivity":
+        shares = shares_by_sensitivity(model, fitting, sets, scorer, technique.share, run=run)
+    else:
+        shares = _shares(technique, fitting, sets)
     match technique.schedule:
         case "surgery":
             return Surgery(model, shares, sets, scorer, whole=whole)
@@ -78,3 +84,24 @@ def _shares(technique: Prune, shapes: Mapping[str, tuple[int, ...]], sets: Singl
         counts = [sets.total(shape) for shape in shapes.values()]
         return dict(zip(shapes, erdos_renyi(list(shapes.values()), counts, technique.share), strict=True))
     return dict.fromkeys(shapes, technique.share)
+
+
+def shares_by_sensitivity(
+    model: nn.Module, shapes: Mapping[str, tuple[int, ...]], sets: Singles, scorer: Scorer, share: float, *, run: Run
+) -> dict[str, float]:
+    """The share of each weight's sets that goes, by what the network loses without some of them."""
+    scorer.read(model, run)
+
+    @contextmanager
+    def without(name: str, part: float) -> Iterator[None]:
+        with restoring([model.get_parameter(name)]):
+            alone = WeightMasks(model, {name: part}, sets, scorer, whole=False).to(model.get_parameter(name).device)
+            alone.remove(model, 1.0)
+            alone.hold(model)
+            yield
+
+    layers: dict[str, Callable[[float], AbstractContextManager[None]]] = {
+        name: partial(without, name) for name in shapes
+    }
+    curves = measured(model, layers, share, run)
+    return dict(zip(shapes, dealt_out(curves, [sets.total(shape) for shape in shapes.values()], share), strict=True))
