@@ -179,6 +179,16 @@ class Criterion(Part):
         """Whether it has scores for single weights."""
         return cls.weight_scores is not Criterion.weight_scores
 
+    @classmethod
+    def scores_channels(cls) -> bool:
+        """Whether it has scores for channels."""
+        return cls.scores_weights() or cls.channel_scores is not Criterion.channel_scores
+
+    @classmethod
+    def scores_modules(cls) -> bool:
+        """Whether it has scores for whole modules."""
+        return cls.scores_weights() or cls.module_scores is not Criterion.module_scores
+
     def begin(self, model: nn.Module, run: Run) -> nn.Module | None:
         """Return what it keeps while it observes, or None."""
         return None
@@ -201,6 +211,16 @@ class Criterion(Part):
 
         Used where single weights have no scores. Scores of channels that go together are added, over all layers that
         write them (`side` is `out`) or read them (`in`).
+        """
+        return None
+
+    def module_scores(
+        self, model: nn.Module, without: Mapping[str, Callable[[Tensor], Tensor]], state: nn.Module | None, run: Run
+    ) -> Tensor | None:
+        """The score of each of these modules as a whole, (modules,); None if it has none.
+
+        `without` gives for each path what a module's output becomes when it goes, as a function of its input. Where
+        there is no such score, those of the module's weights are added.
         """
         return None
 

@@ -69,23 +69,33 @@ def fault_of(model: nn.Module, keeps: Keeps, run: Run) -> str | None:
     """Why these channels cannot be removed, or None."""
     dense = generic(model, keeps).eval()
     trained = deepcopy(dense).train()
-    try:
-        arguments = tree_map(_double, run.example)
-        outputs(deepcopy(dense).double(), arguments, run)
-        dense = dense.double()
-    except Exception:  # the network makes float32 tensors of its own
-        arguments = run.example
+    dense, arguments = exact(dense, run)
     cut = deepcopy(dense)
     zero_keeps(dense, keeps)
     try:
         cut_keeps(cut, keeps)
-        wide, narrow = outputs(dense, arguments, run), outputs(cut, arguments, run)
+        fault = difference(outputs(dense, arguments, run), outputs(cut, arguments, run))
         cut_keeps(trained, keeps)
         outputs(trained, run.example, run)
     except CannotCut as error:
         return str(error)
     except Exception as error:
         return f"the network does not run without them: {str(error).partition(chr(10))[0] or type(error).__name__}"
+    return fault
+
+
+def exact(network: nn.Module, run: Run) -> tuple[nn.Module, Example]:
+    """A network and its example in float64, or as they are if it makes float32 tensors of its own."""
+    arguments = tree_map(_double, run.example)
+    try:
+        outputs(deepcopy(network).double(), arguments, run)
+    except Exception:
+        return network, run.example
+    return network.double(), arguments
+
+
+def difference(wide: Sequence[Tensor], narrow: Sequence[Tensor]) -> str | None:
+    """How the outputs of a network differ from those of the same network without something, or None."""
     if [tensor.shape for tensor in wide] != [tensor.shape for tensor in narrow]:
         return "they are an output of the network"
     if not all(_agree(one, other) for one, other in zip(wide, narrow, strict=True)):

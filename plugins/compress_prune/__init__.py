@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from compress_core import hookimpl
 from compress_core.catalog import catalog
 from compress_core.parts import Change, Criterion, Part, Technique, TrainingPlan, TrainingTechnique
+from compress_prune.block_criteria import BLOCK_CRITERIA
 from compress_prune.conditions import ROUNDS
 from compress_prune.criteria import BUILT_IN, L1
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from compress_core.run import Run
     from compress_prune.masks import Removal
 
-STRUCTURAL = frozenset({"channel"})
+STRUCTURAL = frozenset({"channel", "head", "depth"})
 """The granularities that change the architecture."""
 AT_ONCE = frozenset({"one-shot", "rigl"})
 """The schedules that prune before the first update."""
@@ -36,7 +37,9 @@ class Prune(TrainingTechnique):
     network gets no faster by it, but its file packs better. With `granularity: channel` whole channels go, together
     with all that writes and reads them: the network gets smaller and faster. A network without the channels
     computes what it computes with zeros in their place; channels for which that is not so (those that a
-    LayerNorm, attention, an LSTM or a padding shortcut couples) are left alone and named.
+    LayerNorm, attention, an LSTM or a padding shortcut couples) are left alone and named. With `granularity: head`
+    heads of attention go in the same way, and with `granularity: depth` whole residual blocks and layers that keep
+    the shape: a gradual schedule fades them out, and with `one-shot` they are gone before the network trains.
 
     With epochs in its step, `gradual` raises the share from 0 at `start` to `amount` at `end` along
     s(t) = amount * (1 - (1 - t)^3), and the best epoch is chosen after `end`. Without epochs, and with
@@ -54,8 +57,9 @@ class Prune(TrainingTechnique):
 
     amount: float | None = Field(default=None, gt=0, lt=1)
     """The share that goes: of the weights, their sets, or the channels. What is zero already counts."""
-    granularity: Literal["weight", "block", "kernel", "channel"] = "weight"
-    """What goes: single weights, blocks of them, kernels of convolutions, or whole channels (units, filters)."""
+    granularity: Literal["weight", "block", "kernel", "channel", "head", "depth"] = "weight"
+    """What goes: single weights, blocks of them, kernels of convolutions, whole channels (units, filters), attention
+    heads, or whole residual blocks and layers."""
     pattern: str = ""
     """How many single weights stay of how many that follow one another along the inputs, as in `2:4`; no `amount`."""
     block: tuple[int, int] = (4, 4)
@@ -65,7 +69,7 @@ class Prune(TrainingTechnique):
     of: Literal["count", "parameters", "macs", "latency"] = "count"
     """Of what `amount` is a share: of their number, or for channels of the network's parameters, MACs or time."""
     allocation: Literal["uniform", "global", "erk", "sensitivity"] = "uniform"
-    """Whether `amount` holds for each layer, over the network, or is dealt out by shapes or by the loss without them."""
+    """Whether `amount` holds for each layer, for all together, or is dealt out by their shapes or what each costs."""
     schedule: Literal["gradual", "one-shot", "surgery", "rigl", "iterative", "lottery", "progressive"] = "gradual"
     """Whether the share rises while the network trains, all goes at once, weights may come back, or it takes rounds."""
     start: float = Field(default=0.0, ge=0, lt=1)
@@ -151,6 +155,22 @@ class Prune(TrainingTechnique):
             return plan
         return replace(plan, select_from=max(plan.select_from, self.end))
 
+    def prepare(self, model: nn.Module, run: Run) -> nn.Module:
+        """Take attention apart whose heads shall go; take out blocks that go at once.
+
+        Raises:
+            ModelError: no block can go.
+        """
+        if self.granularity == "head":
+            from compress_prune.headwise import taken_apart
+
+            return taken_apart(self, model)
+        if self.granularity == "depth" and self.schedule in AT_ONCE:
+            from compress_prune.depthwise import without_blocks
+
+            return without_blocks(self, model, run)
+        return model
+
     def begin(self, model: nn.Module, run: Run) -> nn.Module:
         """Find what can go, and with a one-shot schedule remove it.
 
@@ -183,6 +203,10 @@ class Prune(TrainingTechnique):
         masks.grow(model, 1.0, run)
         return masks.finish(model, run)
 
+    def abandon(self, model: nn.Module, state: nn.Module | None, run: Run) -> None:
+        """Take away what blocks that fade have hung on the network."""
+        _masks(state).abandon()
+
     def _done(self, progress: float) -> float:
         """How much of what shall go in the end has gone at `progress`; it rises in steps."""
         from compress_prune.magnitude import UPDATES, cubic, ramp
@@ -196,6 +220,14 @@ class Prune(TrainingTechnique):
             from compress_prune.channelwise import channel_masks
 
             return channel_masks(self, model, run)
+        if self.granularity == "head":
+            from compress_prune.headwise import head_masks
+
+            return head_masks(self, model, run)
+        if self.granularity == "depth":
+            from compress_prune.depthwise import fading_blocks
+
+            return fading_blocks(self, model, run)
         from compress_prune.weightwise import weight_masks
 
         return weight_masks(self, model, run)
@@ -217,4 +249,4 @@ def register_techniques() -> list[type[Technique]]:
 @hookimpl
 def register_criteria() -> Sequence[type[Criterion]]:
     """The criteria of this plugin."""
-    return BUILT_IN
+    return (*BUILT_IN, *BLOCK_CRITERIA)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 class ChannelMasks(Removal):
     """Masks of channels per group, True where a channel is gone."""
+
+    noun: ClassVar[str] = "channel"
+    """What a user calls a channel."""
 
     def __init__(self, groups: Sequence[Group], scorer: Scorer, counts: Counts) -> None:
         super().__init__(scorer)
@@ -71,7 +74,7 @@ class ChannelMasks(Removal):
         """
         counts = [(group, int(mask.sum())) for group, mask in zip(self.groups, self.gone, strict=True)]
         if not any(count for _, count in counts):
-            run.say("prune: no channel went: nothing changed; raise `amount` or lower `multiple`")
+            run.say(f"prune: no {self.noun} went: nothing changed; raise `amount` or lower `multiple`")
             return model
         keeps = self.keeps
         if lost := misfit(model, keeps):
@@ -83,7 +86,7 @@ class ChannelMasks(Removal):
         cut_keeps(model, keeps)
         went, total = sum(count for _, count in counts), sum(group.size for group, _ in counts)
         each = ", ".join(f"{group.name} {group.size} to {group.size - count}" for group, count in counts if count)
-        run.say(f"prune: {went} of {total} channels went ({each})")
+        run.say(f"prune: {went} of {total} {self.noun}s went ({each})")
         return model
 
 
@@ -96,19 +99,34 @@ def channel_masks(technique: Prune, model: nn.Module, run: Run) -> ChannelMasks:
     skipped = matching(model, technique.skip)
     groups, left = coupled_groups(model, run, set(skipped))
     groups, wrong = proven(model, groups, run)
+    return masks_of(technique, model, run, groups, [*left, *wrong])
+
+
+def masks_of(
+    technique: Prune,
+    model: nn.Module,
+    run: Run,
+    groups: Sequence[Group],
+    left: Sequence[LeftAlone],
+    *,
+    kind: type[ChannelMasks] = ChannelMasks,
+) -> ChannelMasks:
+    """The masks of groups that can go; those left alone are named.
+
+    Raises:
+        ModelError: there are none, or the criterion has no score for any of them.
+    """
     scorer = Scorer(technique.ranking, model, run)
-    groups, unscored = _scored(model, groups, scorer)
-    kept = [
-        f"the channels of {names} are left alone: {reason}" for names, reason in by_reason([*left, *wrong, *unscored])
-    ]
-    if not groups:
+    known, unscored = _scored(model, groups, scorer)
+    kept = [f"the {kind.noun}s of {names} are left alone: {reason}" for names, reason in by_reason([*left, *unscored])]
+    if not known:
         raise ModelError(
-            "; ".join(["the network has no channels that can be pruned", *kept]),
+            "; ".join([f"the network has no {kind.noun}s that can be pruned", *kept]),
             mend="prune single weights: `granularity: weight`",
         )
     for text in kept:
         run.say(f"prune: {text}")
-    return ChannelMasks(groups, scorer, counts_for(technique, model, groups, scorer, run))
+    return kind(known, scorer, counts_for(technique, model, known, scorer, run))
 
 
 def by_reason(left: Sequence[LeftAlone]) -> list[tuple[str, str]]:

@@ -33,7 +33,7 @@ def importance(model: nn.Module, group: Group, scorer: Scorer) -> Tensor | None:
     found = False
     for member in group.members:
         path, side, _ = member.place
-        scores = None if side == "parameter" else _scores(model, path, side, scorer)
+        scores = _scores(model, path, side, scorer) if side in {"out", "in"} else None
         if scores is not None:
             total.index_add_(0, member.root, scores.cpu().double()[member.index])
             found = True

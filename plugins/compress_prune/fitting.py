@@ -47,11 +47,18 @@ def _check_criterion(technique: Prune) -> None:
         advice = catalog().unknown("criterion", technique.criterion, known)
         raise ValueError(f"there is no criterion {technique.criterion!r}: {advice}")
     criterion = known[technique.criterion]
-    if technique.granularity in IN_PLACE and not criterion.scores_weights():
-        fitting = ", ".join(sorted(name for name, kind in known.items() if kind.scores_weights()))
-        raise ValueError(
-            f"the criterion {technique.criterion!r} ranks channels: add `granularity: channel`, or use one of {fitting}"
-        )
+    for can, what, granularities in (
+        (criterion.scores_weights, "weights", IN_PLACE),
+        (criterion.scores_channels, "channels", {"channel", "head"}),
+        (criterion.scores_modules, "blocks", {"depth"}),
+    ):
+        if technique.granularity in granularities and not can():
+            fitting = ", ".join(sorted(name for name, kind in known.items() if getattr(kind, can.__name__)()))
+            instead = "channel" if criterion.scores_channels() else "depth"
+            raise ValueError(
+                f"the criterion {technique.criterion!r} does not rank {what}: "
+                f"use one of {fitting}, or `granularity: {instead}`"
+            )
     if criterion.needs_epochs and technique.schedule in {"one-shot", "rigl"}:
         raise ValueError(f"the criterion {technique.criterion!r} learns from training: use `schedule: gradual`")
 
@@ -69,6 +76,12 @@ def _check_schedule(technique: Prune) -> None:
 def _check_granularity(technique: Prune) -> None:
     if technique.granularity in IN_PLACE and technique.multiple != 1:
         raise ValueError("`multiple` counts channels: add `granularity: channel`, or leave it out")
+    if technique.granularity == "depth" and technique.allocation != "uniform":
+        raise ValueError("blocks are ranked over the whole network anyway: leave `allocation` out")
+    if technique.granularity == "depth" and technique.multiple != 1:
+        raise ValueError("`multiple` counts channels: add `granularity: channel`, or leave it out")
+    if technique.granularity == "depth" and technique.schedule not in {"gradual", "one-shot"}:
+        raise ValueError(f"blocks fade or go at once: leave `schedule: {technique.schedule}` out, or use `one-shot`")
     if technique.granularity not in IN_PLACE and technique.allocation == "erk":
         raise ValueError("`erk` deals out weights: use `allocation: global`, or another granularity")
     if technique.granularity != "block" and technique.block != (4, 4):

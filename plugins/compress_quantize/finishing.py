@@ -24,7 +24,7 @@ def hold_integers(model: nn.Module) -> tuple[nn.Module, int, int]:
     """Replace training layers and quantizers by those that are kept; counts the layers and the folded BatchNorms.
 
     Raises:
-        ModelError: the values on an edge were not finite.
+        ModelError: the values on an edge were not finite, or the edge is not there any more.
     """
     grids = {path: _grid(path, quantizer) for path, quantizer in quantizers(model).items()}
     new: dict[int, nn.Module] = {}
@@ -34,6 +34,11 @@ def hold_integers(model: nn.Module) -> tuple[nn.Module, int, int]:
         if not isinstance(layer, Training):
             continue
         source = layer.source if layer.source is not None else f"{path}.input_quantizer".lstrip(".")
+        if source not in grids:
+            raise ModelError(
+                f"another technique of this step has taken out {source!r}, whose scale {path!r} was trained with",
+                mend="quantize in a step of its own, after this one",
+            )
         norm = None
         if layer.norm is not None:
             folded = model.get_submodule(layer.norm)
