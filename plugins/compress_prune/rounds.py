@@ -153,7 +153,7 @@ def _progressive(technique: Prune, model: nn.Module, train: Train, run: Run) -> 
         if holds:
             best, quality, between, share = candidate, found, ahead, wanted
         else:
-            if not failed:  # the training itself may be at fault
+            if between.masks is None and not failed:  # the training itself may be at fault
                 bound.checked(run.evaluate(train(deepcopy(model), None)), run)
             failed, step = True, step / 2
         if run.max_batches is not None:
