@@ -2,11 +2,12 @@
 
     w' = w * 1[|w| > theta]                       (the hard-thresholding operator)
 
-theta is absolute, or found so that a wanted share of the weights goes. Signs play no part: magnitudes are
-compared, so a large negative weight stays.
+theta is absolute, a multiple q * sigma of the standard deviation of the weights, or found so that a wanted share of the
+weights goes. Signs play no part: magnitudes are compared, so a large negative weight stays.
 
 Source: Donoho & Johnstone 1994, Ideal spatial adaptation by wavelet shrinkage, eq. 6 (the operator);
-Han et al. 2015, Learning both weights and connections, sec. 3 (the threshold on magnitudes).
+Han et al. 2015, Learning both weights and connections, sec. 3 (the threshold on magnitudes) and 4 (the "quality
+parameter multiplied by the standard deviation of a layer's weights").
 Cost: one pass over the weights and one selection of linear expected time; no data.
 """
 
@@ -46,6 +47,16 @@ def threshold_for(weights: Sequence[Tensor], share: float) -> float | None:
     if upto - wanted < wanted - below:
         return float(threshold)
     return float(magnitudes[fewer].max()) if below else None
+
+
+def threshold_of_deviations(weight: Tensor, multiple: float) -> float | None:
+    """A multiple of the standard deviation of a weight's entries that are not zero; None if there are none.
+
+    Zeros are weights that have gone before. Without them the deviation is that of the weights that are left, so
+    that a second clipping is measured by these.
+    """
+    left = weight.detach()[weight.detach() != 0]
+    return multiple * float(left.double().std(correction=0)) if len(left) else None
 
 
 def _magnitudes(weights: Sequence[Tensor]) -> Tensor:
