@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from compress_core import hookimpl
+from compress_core.catalog import catalog
 from compress_core.errors import ModelError
-from compress_core.parts import Change, Technique
+from compress_core.parts import Change, Part, Technique
 
 if TYPE_CHECKING:
     from torch import nn
 
     from compress_core.run import Run
-    from compress_factorize.pieces import Candidates, Factors
+    from compress_factorize.layers import Found
+    from compress_factorize.pieces import Factors
+    from compress_factorize.ranks import Option, Ranks
+
+
+TORCH = "torch"
+"""The runtime that needs no export."""
+NO_RANK = ("cp", "separable", "group")
+"""Methods for which a rank alone says too little."""
 
 
 class Factorize(Technique):
-    """Replace linear layers and convolutions by chains of smaller ones: W ~ (U sqrt(S)) (sqrt(S) V^T).
+    """Replace layers by chains of smaller ones: W ~ (U sqrt(S)) (sqrt(S) V^T).
 
     A layer is replaced only where the chain needs fewer parameters and fewer multiplications; the others stay
-    and are named, and the relative error of every replaced weight is told. Train afterwards, or distil: the
+    and are named, and the relative error of every replaced layer is told. Train afterwards, or distil: the
     factors start near the layer and learn what the truncation lost.
     """
 
@@ -30,26 +39,59 @@ class Factorize(Technique):
     example: ClassVar[Mapping[str, Any]] = {"ratio": 0.6}
 
     energy: float | None = Field(default=None, gt=0, le=1)
-    """The share of a weight's squared norm that must stay; its relative error is at most sqrt(1 - energy)."""
+    """The share of each layer's squared norm that must stay; its relative error is at most sqrt(1 - energy)."""
     ratio: float | None = Field(default=None, gt=0, lt=1)
-    """The share of the parameters of all these layers that may stay, spent where they keep the most. Give this or
-    `energy`."""
+    """The share of what `of` counts that may stay, over all these layers, spent where it keeps the most."""
+    rank: Annotated[int, Field(ge=1)] | Literal["evbmf"] | None = None
+    """The rank of every layer, or `evbmf`: what stands out of the noise in each weight. Give one of `energy`, `ratio`
+    and `rank`."""
+    of: Literal["parameters", "macs", "latency"] = "parameters"
+    """What is saved: parameters, multiplications, or with `ratio` the measured time of a call of the network."""
+    fit: Literal["data", "weight"] = "data"
+    """Whether the pieces keep what the layer answers to calibration examples (linear layers, and convolutions split by
+    `spatial`, `tucker` and `channel`; no labels), or its weight."""
     method: Literal["spatial", "tucker", "channel", "input", "cp", "separable", "group"] = "spatial"
     """How a convolution is split: into k x 1 and 1 x k; into 1x1, k x k and 1x1; into k x k and 1x1; into 1x1 and
     k x k; into 1x1, k x 1 and 1 x k for each channel by itself, and 1x1; into k x k for each channel by itself and 1x1;
     into k x k in groups and 1x1."""
     multiple: int = Field(default=1, ge=1)
     """Ranks are multiples of this; integer kernels like 16."""
+    refine: Literal["none", "least-squares", "steps"] = "none"
+    """Whether every replaced layer is then fitted on its own to what the layer gave, on calibration batches: not; its
+    last piece, in closed form; after that all of its pieces, by `refine_steps`."""
+    refine_steps: int = Field(default=100, ge=1)
+    """Steps of Adam for each replaced layer, with `refine: steps`."""
+    runtime: str = "torch"
+    """Where `of: latency` is measured: in torch, or in an exporter's runtime, as in `onnx`."""
+    batch: int = Field(default=1, ge=1)
+    """Examples per call whose latency is measured."""
     recalibrate: bool = True
-    """Whether batch normalizations measure their statistics again, on a few batches without labels."""
+    """Whether batch normalizations measure their statistics again, on a few batches without labels; not where `refine`
+    has fitted what reaches them to what it was."""
     skip: tuple[str, ...] = ()
     """Paths of modules that stay as they are, with all they hold; `*` stands for anything, as in `encoder.*`."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Factorize:
-        if (self.energy is None) == (self.ratio is None):
-            raise ValueError("give `energy` or `ratio`, one of the two, such as `energy: 0.9`")
+        if sum(value is not None for value in (self.energy, self.ratio, self.rank)) != 1:
+            raise ValueError("give `energy`, `ratio` or `rank`, one of the three, such as `energy: 0.9`")
+        if self.rank is not None and self.method in NO_RANK:
+            raise ValueError(f"`rank` does not say how `method: {self.method}` splits: give `energy` or `ratio`")
+        if isinstance(self.rank, int) and self.rank % self.multiple:
+            raise ValueError(f"`rank: {self.rank}` is no multiple of {self.multiple}")
+        if self.of == "latency" and self.ratio is None:
+            raise ValueError("`of: latency` is a target: give `ratio`, the share of the time that may stay")
+        if self.of != "latency" and self.model_fields_set & {"runtime", "batch"}:
+            raise ValueError("`runtime` and `batch` say how time is measured: add `of: latency`, or leave them out")
+        if self.of == "latency" and self.runtime != TORCH and self.runtime not in catalog().exporters:
+            known = ", ".join([TORCH, *catalog().exporters])
+            raise ValueError(f"`runtime: {self.runtime}` is not one of {known}")
         return self
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The runtime in which latency is measured."""
+        return (catalog().exporters[self.runtime](),) if self.of == "latency" and self.runtime != TORCH else ()
 
     @property
     def changes(self) -> frozenset[Change]:
@@ -60,32 +102,28 @@ class Factorize(Technique):
         """Replace the layers that are worth it.
 
         Raises:
-            ModelError: a pattern in `skip` matches no module, a weight is not finite, or `ratio` is out of reach.
+            ModelError: a pattern in `skip` matches no module, a weight is not finite, `ratio` is out of reach, or
+                `rank` is above the full rank of a layer.
         """
         from compress_core.modes import leave_fused_paths
         from compress_core.selecting import matching
         from compress_factorize.attention import open_attention
         from compress_factorize.layers import find_layers, put
-        from compress_factorize.methods import method_of
-        from compress_factorize.pieces import worthwhile
+        from compress_factorize.ranks import NEEDED, SAVES_NOTHING, options
         from compress_factorize.recalibration import recalibrate
 
         before = sum(parameter.numel() for parameter in model.parameters())
         attention = open_attention(model)
         found = find_layers(model, run, matching(model, self.skip))
-        methods = {path: method_of(layer, self.method) for path, layer in found.layers.items()}
-        worth = {
-            path: worthwhile(methods[path], layer, found.areas[path], self.multiple)
-            for path, layer in found.layers.items()
-        }
-        chosen = self._choose(worth, {path: layer.weight.numel() for path, layer in found.layers.items()})
-        replaced: dict[str, Factors] = {}
-        for path, layer in found.layers.items():
-            if path in chosen:
-                replaced[path] = methods[path].factors(layer, worth[path].ranks[chosen[path]].tolist())
+        layers = options(model, run, found, self.method, from_data=self.fit == "data")
+        chosen = self._choose(model, layers, found, run) if layers else {}
+        replaced = {path: layers[path].factors(ranks) for path, ranks in chosen.items()}
+        for path, option in layers.items():
+            if path in replaced:
                 model = put(model, path, replaced[path].pieces)
-            else:
-                found.leave(path, "needs its parameters" if len(worth[path]) and self.ratio else "would save nothing")
+            elif not found.is_left(path):
+                needed = self.ratio is not None and len(option.candidates(self.multiple, self.of))
+                found.leave(path, NEEDED[self.of] if needed else SAVES_NOTHING)
         attention.close(model)
         leave_fused_paths(model, replaced)
         if replaced and self.recalibrate:
@@ -93,27 +131,50 @@ class Factorize(Technique):
         run.say(_told(replaced, found.left, before, sum(parameter.numel() for parameter in model.parameters())))
         return model
 
-    def _choose(self, worth: Mapping[str, Candidates], full: Mapping[str, int]) -> dict[str, int]:
-        """The candidate of each layer that is replaced."""
-        from compress_factorize.budget import spend
+    def _choose(self, model: nn.Module, layers: dict[str, Option], found: Found, run: Run) -> Ranks:
+        """The ranks of each layer that is replaced."""
+        from compress_factorize.ranks import Budget, by_energy, by_evbmf, by_rank
 
         if self.energy is not None:
-            entries = {path: candidates.cheapest(self.energy) for path, candidates in worth.items()}
-            return {path: entry for path, entry in entries.items() if entry is not None}
+            return by_energy(layers, self.energy, self.multiple, self.of)
+        if self.rank == "evbmf":
+            return by_evbmf(layers, self.multiple, found)
+        if self.rank is not None:
+            return by_rank(layers, self.rank)
         assert self.ratio is not None
-        chosen = spend(self.ratio * sum(full.values()), worth, full)
-        if chosen is None:
-            least = sum(int(found.parameters[0]) if len(found) else full[path] for path, found in worth.items())
+        if self.of != "latency":
+            return Budget(layers, self.multiple, self.of).ranks(self.ratio)
+        return self._timed(model, layers, run)
+
+    def _timed(self, model: nn.Module, layers: dict[str, Option], run: Run) -> Ranks:
+        """The ranks with which a call takes a share of its time, measured here, told and recorded."""
+        import torch
+
+        from compress_factorize.latency import Stopwatch, by_latency
+        from compress_factorize.ranks import Budget
+
+        assert self.ratio is not None
+        exporter = None if self.runtime == TORCH else catalog().exporters[self.runtime]()
+        timed = Stopwatch(model, exporter, self.batch, run)
+        ranks, taken = by_latency(model, layers, Budget(layers, self.multiple, "macs"), self.ratio, timed)
+        threads = torch.get_num_threads()
+        if ranks is None:
             raise ModelError(
-                f"these layers cannot get by with {self.ratio:.3g} of their parameters; "
-                f"the least is {least / sum(full.values()):.3g}",
-                mend="give a larger `ratio`, or skip fewer layers",
+                f"a call cannot take {self.ratio:.3g} of its time in {self.runtime}: with the smallest ranks it takes "
+                f"{taken:.3g}, measured on this machine with {threads} threads",
+                mend="give a larger `ratio`, skip fewer layers, or try another `method`",
             )
-        return chosen
+        found = {path: list(entry) for path, entry in ranks.items()}
+        run.record("factorize", {"runtime": self.runtime, "batch": self.batch, "threads": threads, "ranks": found})
+        run.say(
+            f"factorize: a call of {self.batch} takes {taken:.0%} of the dense network's time in {self.runtime} "
+            f"with {threads} threads, measured beside it on this machine"
+        )
+        return ranks
 
 
 def _told(replaced: Mapping[str, Factors], left: Mapping[str, list[str]], before: int, after: int) -> str:
-    """One line: what was replaced, with the relative error of each weight, and what was left and why."""
+    """One line: what was replaced, with the relative error of each, and what was left and why."""
     reasons = "; ".join(f"{reason}: {', '.join(paths)}" for reason, paths in sorted(left.items()))
     if not replaced:
         return f"factorize: nothing changed ({reasons or 'there is no layer to factorize'})"
