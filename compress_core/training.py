@@ -48,12 +48,13 @@ def train(model: nn.Module, techniques: Sequence[TrainingTechnique], run: Run) -
     for technique in techniques:
         model = technique.prepare(model, run)
     model.to(run.device)
+    held = HeldZeros(model, masked_tensors(model))
     states: dict[str, nn.Module | None] = {}
     try:
         for technique in techniques:
             state = technique.begin(model, run)
             states[technique.name] = state if state is None else state.to(run.device)
-        loop = _Loop(model, techniques, states, plan, run)
+        loop = _Loop(model, techniques, states, plan, run, held)
         if plan.epochs:
             loop.run_epochs()
         else:
@@ -111,13 +112,14 @@ class _Loop:
     """The state of each technique, by its name."""
     plan: TrainingPlan
     run: Run
+    held: HeldZeros
+    """What earlier steps have removed; zeros that the techniques of this one make are theirs to hold."""
     step: int = 0
     best: _Best = field(default_factory=_Best)
 
     def __post_init__(self) -> None:
         self.states = nn.ModuleList(state for state in self.mine.values() if state is not None)
         _refuse_stolen_parameters(self.model, self.states)
-        self.held = HeldZeros(self.model, masked_tensors(self.model))
         self.steps_per_epoch = batch_count(len(self.run.splits.train), self.plan.batch_size, drop_last=True)
         if self.run.max_batches is not None:
             self.steps_per_epoch = min(self.steps_per_epoch, self.run.max_batches)

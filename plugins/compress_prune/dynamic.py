@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from compress_core.masks import masked_tensors
+from compress_core.masks import masked_tensors, set_zero
 from compress_prune.magnitude import ramp
 from compress_prune.masks import WeightMasks
 from compress_prune.observing import Scorer
@@ -84,6 +84,9 @@ class DynamicMasks(WeightMasks):
         self.barred_names = [name for name in self.names if name in held]
         for index, name in enumerate(self.barred_names):
             self.register_buffer(f"barred_{index}", model.get_parameter(name).detach() == 0)
+        for name, mask in zip(self.names, self.gone, strict=True):
+            if (barred := self.barred(name)) is not None:
+                mask.copy_(barred)
 
     def barred(self, name: str) -> Tensor | None:
         """Which entries of a weight an earlier step has removed."""
@@ -116,20 +119,20 @@ class Surgery(DynamicMasks):
         for index, (weight, mask, hidden) in enumerate(zip(self.weights(model), self.gone, self.hidden, strict=True)):
             hidden.add_(weight * mask)
             if (barred := self.barred(self.names[index])) is not None:
-                hidden.masked_fill_(barred, 0)
-            weight.masked_fill_(mask, 0)
+                set_zero(hidden, barred)
+            set_zero(weight, mask)
 
     @torch.no_grad()
     def remove(self, model: nn.Module, done: float) -> None:
         """Let the masks follow the scores of the dense weights."""
         self.hold(model)
-        for mask, found, weight, hidden in zip(
-            self.gone, self.chosen(model, done), self.weights(model), self.hidden, strict=True
-        ):
+        for index, found in enumerate(self.chosen(model, done)):
+            name, mask, hidden = self.names[index], self.gone[index], self.hidden[index]
+            weight, barred = model.get_parameter(name), self.barred(name)
+            mask.copy_(found if barred is None else found | barred)
             dense = weight + hidden
-            weight.copy_(dense.masked_fill(found, 0))
-            hidden.copy_(dense.masked_fill(~found, 0))
-            mask.copy_(found)
+            weight.copy_(dense.masked_fill(mask, 0))
+            hidden.copy_(dense.masked_fill(~mask, 0))
 
     def values(self, model: nn.Module, index: int) -> Tensor:
         """The weight as it would be if all of it were there."""
