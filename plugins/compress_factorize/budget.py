@@ -1,66 +1,60 @@
-"""Ranks for a whole network within a budget of parameters.
+"""Ranks for a whole network within a budget of parameters, multiplications or any other cost.
 
-Of all choices that fit, wanted is the one with the largest product over the layers of what each keeps,
+Every layer has choices, each with a cost c and a loss d; the layer as it is has the loss 0. Wanted is
 
-    E = prod over l of kept_l(r_l),        sum over l of parameters_l(r_l) <= budget
+    minimise  sum over l of d_l(r_l),        sum over l of c_l(r_l) <= budget
 
-found greedily: the next rank to go is the one with the smallest relative loss of E per parameter that it saves.
-Source: Zhang, Zou, He, Sun 2016, Accelerating very deep convolutional networks for classification and
-detection, sec. 2.4. A layer's choices are first reduced to the concave hull of log kept over its parameters,
-on which losses per parameter only grow, so that the greedy choice is the best one for what it spends; the last
-layer to be cut then takes the best of its ranks that still fits. Cost: O(n log n) for n choices.
+Each layer's choices are reduced to the lower convex hull of the loss over the cost, on which a saved unit of cost
+only grows dearer. The steps of all hulls, taken in the order of loss per saved unit of cost, give the best choice for
+every cost that they pass (Shoham and Gersho 1988, Efficient bit allocation for an arbitrary set of quantizers). The
+first that fits is taken, and what it leaves of the budget is then spent where it lowers the loss the most, also
+on choices off the hull. Zhang, Zou, He, Sun 2016, Accelerating very deep convolutional networks for classification
+and detection, sec. 2.4, choose ranks in this way, with d = -log(kept). Cost: O(n log n) for n choices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import log
-
-from compress_factorize.pieces import Candidates
 
 
 @dataclass(frozen=True)
 class Point:
     """A choice for a layer; `entry` is None where the layer stays."""
 
-    parameters: int
+    cost: float
     loss: float
-    """-log kept."""
     entry: int | None
 
 
-def spend(budget: float, layers: Mapping[str, Candidates], full: Mapping[str, int]) -> dict[str, int] | None:
-    """The entry of each layer that is replaced; None if the budget is too small.
+def spend(budget: float, layers: Mapping[str, Sequence[Point]]) -> dict[str, Point] | None:
+    """The choice of each layer; None if the budget is too small.
 
     Args:
-        budget: parameters that all layers may have together.
-        layers: the worthwhile candidates of each layer.
-        full: the parameters of each layer as it is.
+        budget: what all layers may cost together.
+        layers: the choices of each layer, its own state first, by falling cost and rising loss.
     """
-    points = {path: _points(found, full[path]) for path, found in layers.items()}
     steps = sorted(
-        (_slope(before, after), index, path, before, after)
-        for index, (path, entries) in enumerate(points.items())
-        for before, after in pairwise(hull(entries))
+        (_slope(before, after), index, path, after)
+        for index, (path, points) in enumerate(layers.items())
+        for before, after in pairwise(hull(points))
     )
-    chosen: dict[str, int] = {}
-    total = sum(full.values())
-    for _, _, path, before, after in steps:
-        if total <= budget:
-            return chosen
-        others = total - before.parameters
-        fitting = [point for point in points[path] if others + point.parameters <= budget]
-        best = min(fitting, key=lambda point: point.loss, default=after)
-        assert best.entry is not None
-        chosen[path] = best.entry
-        total = others + best.parameters
-    return chosen if total <= budget else None
+    chosen = {path: points[0] for path, points in layers.items()}
+    for _, _, path, after in steps:
+        if _total(chosen) <= budget:
+            break
+        chosen[path] = after
+    return _filled(chosen, budget, layers) if _total(chosen) <= budget else None
 
 
-def hull(points: list[Point]) -> list[Point]:
-    """The points, by falling parameters, on the lower convex hull of the loss over the parameters."""
+def least(layers: Mapping[str, Sequence[Point]]) -> float:
+    """The smallest cost that all layers can have together."""
+    return sum(min(point.cost for point in points) for points in layers.values())
+
+
+def hull(points: Sequence[Point]) -> list[Point]:
+    """The points, by falling cost, on the lower convex hull of the loss over the cost."""
     kept: list[Point] = []
     for point in points:
         while len(kept) > 1 and _slope(kept[-2], kept[-1]) >= _slope(kept[-1], point):
@@ -69,13 +63,25 @@ def hull(points: list[Point]) -> list[Point]:
     return kept
 
 
-def _points(found: Candidates, full: int) -> list[Point]:
-    entries = range(len(found) - 1, -1, -1)
-    return [
-        Point(full, 0.0, None),
-        *(Point(int(found.parameters[entry]), -log(float(found.kept[entry])), entry) for entry in entries),
-    ]
+def _filled(chosen: dict[str, Point], budget: float, layers: Mapping[str, Sequence[Point]]) -> dict[str, Point]:
+    """Spend what is left of the budget, one layer after the other, where it lowers the loss the most."""
+    while True:
+        left = budget - _total(chosen)
+        gains = [
+            (chosen[path].loss - point.loss, -index, path, point)
+            for index, (path, points) in enumerate(layers.items())
+            for point in points
+            if point.cost - chosen[path].cost <= left and point.loss < chosen[path].loss
+        ]
+        if not gains:
+            return chosen
+        _, _, path, point = max(gains, key=lambda gain: gain[:2])
+        chosen = {**chosen, path: point}
+
+
+def _total(chosen: Mapping[str, Point]) -> float:
+    return sum(point.cost for point in chosen.values())
 
 
 def _slope(before: Point, after: Point) -> float:
-    return (after.loss - before.loss) / (before.parameters - after.parameters)
+    return (after.loss - before.loss) / (before.cost - after.cost)

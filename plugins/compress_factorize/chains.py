@@ -1,6 +1,6 @@
 """The chains that singular value decompositions give: two linear layers, and the splits of a convolution.
 
-The mathematics is in `lowrank.py` for the weight alone.
+The mathematics is in `lowrank.py` for the weight alone, and in `responses.py` where the inputs are known.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from compress_factorize.inputs import Inputs
 from compress_factorize.lowrank import (
-    channel_factors,
     kept_by_rank,
     kept_by_ranks,
     matrix_factors,
@@ -21,40 +20,68 @@ from compress_factorize.lowrank import (
     tucker_factors,
 )
 from compress_factorize.pieces import Area, Candidates, Chain, Layer, Piece, multiples_to, weight_of
+from compress_factorize.responses import (
+    kept_by_channel_ranks,
+    kept_by_spatial_rank,
+    response_factors,
+    spatial_pieces,
+    tucker_pieces,
+    whitened,
+)
 
 
 class Matrix(Chain):
     """A linear layer as two; a convolution as (in -> r, kH x kW), (r -> out, 1 x 1)."""
 
+    sees_inputs = True
+
     def candidates(self, layer: Layer, area: Area, multiple: int = 1, inputs: Inputs | None = None) -> Candidates:
         """One rank."""
         weight = weight_of(layer).flatten(1)
-        kept = kept_by_rank(torch.linalg.svdvals(weight))
+        kept = kept_by_rank(torch.linalg.svdvals(weight if inputs is None else whitened(weight, inputs.moment)))
         return of_one_rank(kept, (weight.shape[1], area.outputs), (weight.shape[0], area.outputs), multiple)
+
+    def unfoldings(self, layer: Layer) -> list[Tensor]:
+        """The weight as a matrix (out, in kH kW)."""
+        return [weight_of(layer).flatten(1)]
 
     def split(self, layer: Layer, ranks: Sequence[int], inputs: Inputs | None = None) -> list[Piece]:
         """Two pieces."""
         weight = weight_of(layer)
+        matrix = weight.flatten(1)
+        left, right = (
+            matrix_factors(matrix, ranks[0]) if inputs is None else response_factors(matrix, inputs.moment, ranks[0])
+        )
         if isinstance(layer, nn.Linear):
-            left, right = matrix_factors(weight, ranks[0])
             return [Piece(right), Piece(left)]
-        first, second = channel_factors(weight, ranks[0])
-        return [Piece(first, (0, 1)), Piece(second)]
+        return [Piece(right.reshape(-1, *weight.shape[1:]), (0, 1)), Piece(left[:, :, None, None])]
 
 
 class Spatial(Chain):
     """A convolution as (in -> r, kH x 1), (r -> out, 1 x kW)."""
 
+    sees_inputs = True
+
     def candidates(self, layer: Layer, area: Area, multiple: int = 1, inputs: Inputs | None = None) -> Candidates:
         """One rank."""
         weight = weight_of(layer)
         outputs, channels, height, width = weight.shape
-        kept = kept_by_rank(torch.linalg.svdvals(spatial_matrix(weight)))
+        if inputs is None:
+            kept = kept_by_rank(torch.linalg.svdvals(spatial_matrix(weight)))
+        else:
+            kept = kept_by_spatial_rank(weight, inputs.moment)
         return of_one_rank(kept, (channels * height, area.between), (outputs * width, area.outputs), multiple)
+
+    def unfoldings(self, layer: Layer) -> list[Tensor]:
+        """The weight as a matrix (in kH, out kW)."""
+        return [spatial_matrix(weight_of(layer))]
 
     def split(self, layer: Layer, ranks: Sequence[int], inputs: Inputs | None = None) -> list[Piece]:
         """Two pieces."""
-        vertical, horizontal = spatial_factors(weight_of(layer), ranks[0])
+        weight = weight_of(layer)
+        vertical, horizontal = (
+            spatial_factors(weight, ranks[0]) if inputs is None else spatial_pieces(weight, inputs.moment, ranks[0])
+        )
         return [Piece(vertical, (0,)), Piece(horizontal, (1,))]
 
 
@@ -64,11 +91,13 @@ class Tucker(Chain):
     A 1x1 piece that would keep every channel is left out and costs nothing.
     """
 
+    sees_inputs = True
+
     def candidates(self, layer: Layer, area: Area, multiple: int = 1, inputs: Inputs | None = None) -> Candidates:
         """Two ranks: of the outputs, of the inputs."""
         weight = weight_of(layer)
         outputs, channels, height, width = weight.shape
-        kept = kept_by_ranks(weight)
+        kept = kept_by_ranks(weight) if inputs is None else kept_by_channel_ranks(weight, inputs.moment)
         grid = torch.cartesian_prod(*(multiples_to(largest, multiple) for largest in kept.shape))
         rank_out, rank_in = grid[:, 0], grid[:, 1]
         first = torch.where(rank_in < channels, channels * rank_in, 0)
@@ -81,10 +110,17 @@ class Tucker(Chain):
             macs=first * area.inputs + (core + last) * area.outputs,
         )
 
+    def unfoldings(self, layer: Layer) -> list[Tensor]:
+        """The weight by its outputs and by its inputs."""
+        weight = weight_of(layer)
+        return [weight.flatten(1), weight.transpose(0, 1).flatten(1)]
+
     def split(self, layer: Layer, ranks: Sequence[int], inputs: Inputs | None = None) -> list[Piece]:
         """One to three pieces."""
         weight = weight_of(layer)
-        basis_in, core, basis_out = tucker_factors(weight, *ranks)
+        basis_in, core, basis_out = (
+            tucker_factors(weight, *ranks) if inputs is None else tucker_pieces(weight, inputs.moment, *ranks)
+        )
         pieces = [Piece(core, (0, 1))]
         if ranks[1] < weight.shape[1]:
             pieces.insert(0, Piece(basis_in.t()[:, :, None, None]))

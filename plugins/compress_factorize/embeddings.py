@@ -46,6 +46,10 @@ class Lookup(Method):
             macs=ranks * width * area.outputs,
         )
 
+    def unfoldings(self, layer: Layer) -> list[Tensor]:
+        """The table."""
+        return [weight_of(layer)]
+
     def factors(self, layer: Layer, ranks: Sequence[int], inputs: Inputs | None = None) -> Factors:
         """The embedding and the linear layer."""
         assert isinstance(layer, nn.Embedding)

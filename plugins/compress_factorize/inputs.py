@@ -2,14 +2,29 @@
 
     C = E[x x^T],    E|W x|^2 = tr(W C W^T)                     (x: what one output position sees)
 
-For a convolution, x is the patch (in kH kW,) under the kernel, in the order of `weight.flatten(1)`.
+For a convolution, x is the patch (in kH kW,) under the kernel, in the order of `weight.flatten(1)`, padding included.
+Where the layer has a bias, what the mean of the inputs loses can be put into the bias, and only the spread about the
+mean counts: C = E[x x^T] - E[x] E[x]^T and b' = b + (W - W') E[x], which is the best b'. A layer without a bias gets
+none, and its C is not centred.
+
+Nothing but the sums is kept. Of each batch at most `MOST` positions, or `PER_AXIS` times the length of x if that is
+more, are taken, drawn by the seed. Cost: O(positions d^2) time and O(d^2) memory per layer, with d = in kH kW.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compress_core.modes import evaluating, unfused
+from compress_core.run import Run
+
+MOST = 4096
+PER_AXIS = 2
 
 
 @dataclass(frozen=True)
@@ -25,3 +40,61 @@ class Inputs:
         """E|W x|^2 = tr(W C W^T), a scalar."""
         matrix = weight.flatten(1)
         return (matrix @ self.moment).mul(matrix).sum()
+
+
+def inputs_of(model: nn.Module, run: Run, layers: Mapping[str, nn.Module]) -> dict[str, Inputs]:
+    """Measure the inputs of linear layers and convolutions in one pass over the calibration batches."""
+    sums = {path: _Sums(layer, torch.Generator().manual_seed(run.seed)) for path, layer in layers.items()}
+    handles = [layers[path].register_forward_pre_hook(entry.take) for path, entry in sums.items()]
+    try:
+        with evaluating(model), unfused(), torch.no_grad():
+            for batch in run.calibration():
+                run.forward(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {path: entry.inputs() for path, entry in sums.items() if entry.count}
+
+
+def patches(layer: nn.Module, x: Tensor) -> Tensor:
+    """What each output position of a layer sees, (positions, in) or (positions, in kH kW)."""
+    if not isinstance(layer, nn.Conv2d):
+        return x.reshape(-1, x.shape[-1])
+    if x.ndim == 3:
+        x = x[None]
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    padded = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    found = F.unfold(padded, layer.kernel_size, dilation=layer.dilation, stride=layer.stride)
+    return found.transpose(1, 2).reshape(-1, found.shape[1])
+
+
+@dataclass
+class _Sums:
+    """Sums over the positions seen so far."""
+
+    layer: nn.Module
+    generator: torch.Generator
+    count: int = 0
+    first: Tensor = field(default_factory=lambda: torch.zeros(()))
+    second: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def take(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        """Add what a call of the layer sees."""
+        if not arguments:
+            return
+        seen = patches(self.layer, arguments[0].detach())
+        most = max(MOST, PER_AXIS * seen.shape[1])
+        if len(seen) > most:
+            chosen = torch.randperm(len(seen), generator=self.generator)[:most]
+            seen = seen[chosen.to(seen.device)]
+        seen = seen.float()
+        self.count += len(seen)
+        self.first = self.first + seen.sum(0).cpu().double()
+        self.second = self.second + (seen.T @ seen).cpu().double()
+
+    def inputs(self) -> Inputs:
+        """What the sums say."""
+        mean, moment = self.first / self.count, self.second / self.count
+        if getattr(self.layer, "bias", None) is None:
+            return Inputs(moment)
+        return Inputs(moment - torch.outer(mean, mean), mean)

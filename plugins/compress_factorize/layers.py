@@ -29,6 +29,10 @@ class Found:
         """Note that a layer stays."""
         self.left.setdefault(reason, []).append(path)
 
+    def is_left(self, path: str) -> bool:
+        """Whether it was noted that a layer stays."""
+        return any(path in paths for paths in self.left.values())
+
 
 def find_layers(model: nn.Module, run: Run, skipped: Mapping[str, nn.Module]) -> Found:
     """Look through a network, running two examples to see where its layers compute.

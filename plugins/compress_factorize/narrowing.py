@@ -54,6 +54,10 @@ class Input(Chain):
             macs=first * area.inputs + second * area.outputs,
         )
 
+    def unfoldings(self, layer: Layer) -> list[Tensor]:
+        """The weight by its inputs."""
+        return [input_matrix(weight_of(layer))]
+
     def split(self, layer: Layer, ranks: Sequence[int], inputs: Inputs | None = None) -> list[Piece]:
         """Two pieces."""
         first, second = input_factors(weight_of(layer), ranks[0])

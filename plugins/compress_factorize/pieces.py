@@ -50,10 +50,14 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.kept)
 
-    def cheapest(self, energy: float) -> int | None:
-        """The entry with the fewest parameters that keeps at least that much."""
+    def cost(self, of: str) -> Tensor:
+        """What it costs, (n,): its parameters, or else its multiplications."""
+        return self.parameters if of == "parameters" else self.macs
+
+    def cheapest(self, energy: float, of: str = "parameters") -> int | None:
+        """The entry with the least cost that keeps at least that much."""
         enough = (self.kept >= energy - _SLACK).nonzero().flatten()
-        return int(enough[self.parameters[enough].argmin()]) if len(enough) else None
+        return int(enough[self.cost(of)[enough].argmin()]) if len(enough) else None
 
     def take(self, entries: Tensor) -> Candidates:
         """Some of the entries."""
@@ -94,6 +98,10 @@ class Method(ABC):
     def factors(self, layer: Layer, ranks: Sequence[int], inputs: Inputs | None = None) -> Factors:
         """The layers with these ranks."""
 
+    def unfoldings(self, layer: Layer) -> list[Tensor]:
+        """The matrices whose ranks are the ranks of a candidate, in their order; none where they are no such ranks."""
+        return []
+
     def dense(self, layer: Layer, area: Area) -> tuple[int, int]:
         """Parameters of the layer's weight as it is, and multiplications for one batch."""
         return layer.weight.numel(), layer.weight.numel() * area.outputs
@@ -118,10 +126,16 @@ class Chain(Method):
         return Factors(build(layer, pieces, shift_of(lost, inputs)), tuple(ranks), error_of(layer, lost, inputs))
 
 
+def saving(method: Method, layer: Layer, area: Area, multiple: int = 1, inputs: Inputs | None = None) -> Candidates:
+    """The candidates that are cheaper than the layer and keep something of it."""
+    found = method.candidates(layer, area, multiple, inputs)
+    return found.take((method.saving(found, layer, area) & (found.kept > 0)).nonzero().flatten())
+
+
 def worthwhile(
     method: Method, layer: Layer, area: Area, multiple: int = 1, *, inputs: Inputs | None = None, of: str = "parameters"
 ) -> Candidates:
-    """The candidates that save parameters and multiplications and are bettered by no other, the least first.
+    """The candidates that are cheaper than the layer and bettered by no other, the least first.
 
     Args:
         method: the way to split.
@@ -129,11 +143,12 @@ def worthwhile(
         area: where it computes.
         multiple: ranks are multiples of this.
         inputs: what is known of the inputs, for the responses' errors in place of the weight's.
-        of: the cost that counts, `parameters` or `macs`.
+        of: the cost that counts, `parameters`; multiplications for anything else.
     """
-    found = method.candidates(layer, area, multiple, inputs)
-    found = found.take((method.saving(found, layer, area) & (found.kept > 0)).nonzero().flatten())
-    cost: Tensor = getattr(found, of)
+    found = saving(method, layer, area, multiple, inputs)
+    parameters, macs = method.dense(layer, area)
+    found = found.take((found.cost(of) < (parameters if of == "parameters" else macs)).nonzero().flatten())
+    cost = found.cost(of)
     order = sorted(range(len(found)), key=lambda entry: (-found.kept[entry].item(), cost[entry].item()))
     frontier: list[int] = []
     for entry in order:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import replace
 from itertools import product
-from math import prod, sqrt
+from math import log, sqrt
 
 import pytest
 import torch
 from compress_factorize import Factorize
-from compress_factorize.budget import Point, hull, spend
+from compress_factorize.budget import Point, hull, least, spend
 from compress_factorize.lowrank import (
     channel_factors,
     kept_by_rank,
@@ -21,7 +21,7 @@ from compress_factorize.lowrank import (
     tucker_factors,
 )
 from compress_factorize.methods import method_of
-from compress_factorize.pieces import Area, Candidates, worthwhile
+from compress_factorize.pieces import Area, worthwhile
 from compress_factorize.recalibration import recalibrate
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -301,54 +301,66 @@ def test_a_chain_that_saves_parameters_but_no_multiplications_is_not_worthwhile(
     assert max(after.ranks[after.ranks[:, 1] < 8][:, 1].tolist(), default=0) < max(r[1] for r in before if r[1] < 8)
 
 
-def choices(*pairs):
-    """Candidates from pairs of parameters and kept shares."""
-    parameters, kept = (torch.tensor(values) for values in zip(*pairs, strict=True))
-    return Candidates(
-        ranks=torch.arange(len(pairs))[:, None], kept=kept.double(), parameters=parameters, macs=parameters
-    )
+def choices(full, *pairs):
+    """The points of a layer from pairs of a cost and a kept share, by falling cost."""
+    return [Point(full, 0.0, None), *(Point(cost, -log(kept), entry) for entry, (cost, kept) in enumerate(pairs))]
 
 
 @settings(max_examples=80, deadline=None)
 @given(data=st.data(), count=st.integers(1, 3), share=st.floats(0.05, 1.0))
 def test_the_budget_is_spent_nearly_as_well_as_by_trying_everything(data, count, share):
-    layers, full = {}, {}
+    layers = {}
     for index in range(count):
-        sizes = sorted(data.draw(st.sets(st.integers(1, 60), min_size=1, max_size=5)))
-        kept = sorted(data.draw(st.sets(st.integers(1, 99), min_size=len(sizes), max_size=len(sizes))))
-        layers[str(index)] = choices(*zip(sizes, [value / 100 for value in kept], strict=True))
-        full[str(index)] = 61
-    budget = share * sum(full.values())
-    options = [
-        [(61, 1.0), *zip(found.parameters.tolist(), found.kept.tolist(), strict=True)] for found in layers.values()
-    ]
-    fitting = [combo for combo in product(*options) if sum(entry[0] for entry in combo) <= budget]
-    chosen = spend(budget, layers, full)
+        sizes = sorted(data.draw(st.sets(st.integers(1, 60), min_size=1, max_size=5)), reverse=True)
+        kept = sorted(data.draw(st.sets(st.integers(1, 99), min_size=len(sizes), max_size=len(sizes))), reverse=True)
+        layers[str(index)] = choices(61, *zip(sizes, [value / 100 for value in kept], strict=True))
+    budget = share * 61 * count
+    fitting = [every for every in product(*layers.values()) if sum(point.cost for point in every) <= budget]
+    chosen = spend(budget, layers)
     if not fitting:
         assert chosen is None
         return
     assert chosen is not None
-    spent = sum(int(found.parameters[chosen[path]]) if path in chosen else 61 for path, found in layers.items())
-    product_kept = prod(float(layers[path].kept[entry]) for path, entry in chosen.items())
-    best = max(prod(entry[1] for entry in combo) for combo in fitting)
-    assert spent <= budget
-    assert product_kept <= best + 1e-12
+    loss, best = (sum(point.loss for point in every) for every in (chosen.values(), min(fitting, key=_loss)))
+    assert sum(point.cost for point in chosen.values()) <= budget
+    assert loss >= best - 1e-9
     if count == 1:
-        assert product_kept == pytest.approx(best)
+        assert loss == pytest.approx(best)
+    left = budget - sum(point.cost for point in chosen.values())
+    for path, points in layers.items():
+        better = [point for point in points if point.loss < chosen[path].loss]
+        assert all(point.cost - chosen[path].cost > left for point in better)
 
 
-def test_the_budget_cuts_where_a_parameter_keeps_the_least():
-    layers = {"flat": choices((10, 0.5), (50, 0.6)), "steep": choices((10, 0.95), (50, 0.99))}
-    full = {"flat": 100, "steep": 100}
-    assert spend(200, layers, full) == {}
-    assert spend(120, layers, full) == {"steep": 0}
-    assert spend(25, layers, full) == {"flat": 0, "steep": 0}
-    assert spend(19, layers, full) is None
+def _loss(points):
+    return sum(point.loss for point in points)
+
+
+def entries(chosen):
+    return {path: point.entry for path, point in chosen.items() if point.entry is not None}
+
+
+def test_the_budget_cuts_where_a_unit_keeps_the_least():
+    layers = {"flat": choices(100, (50, 0.6), (10, 0.5)), "steep": choices(100, (50, 0.99), (10, 0.95))}
+    assert entries(spend(200, layers)) == {}
+    assert entries(spend(150, layers)) == {"steep": 0}
+    assert entries(spend(120, layers)) == {"steep": 1}
+    assert entries(spend(20, layers)) == {"flat": 1, "steep": 1}
+    assert spend(19, layers) is None
+    assert least(layers) == 20
+
+
+def test_no_layer_is_cut_to_nothing_because_the_next_step_of_another_comes_first():
+    alike = choices(100, (60, 0.98), (40, 0.9), (2, 0.01))
+    chosen = spend(250, {name: alike for name in "abc"})
+    assert chosen is not None
+    assert sum(point.cost for point in chosen.values()) <= 250
+    assert 2 not in entries(chosen).values()
 
 
 def test_the_hull_leaves_out_what_two_others_better():
     points = [Point(100, 0.0, None), Point(90, 0.9, 2), Point(50, 1.0, 1), Point(10, 3.0, 0)]
-    assert [point.parameters for point in hull(points)] == [100, 50, 10]
+    assert [point.cost for point in hull(points)] == [100, 50, 10]
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.6])
