@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
+from compress_prune import Prune
+from compress_prune.latency import Stopwatch, opened
 from compress_prune.targets import CannotReach, Formula, cost_of, solved, solved_by_measuring, without
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
 
+from compress_core.applying import apply_techniques
 from compress_core.channels.coupling import coupled_groups
 from compress_core.channels.proof import proven
+from compress_core.errors import ModelError
 from compress_core.measure import counts
+from compress_core.testing import Epochs
+from compress_core.timing import Timing
 from tests.support import make, make_run
 
 
@@ -137,3 +146,147 @@ def test_a_time_that_even_the_smallest_network_needs_is_refused_with_what_can_be
             lambda level: [torch.arange(16) < round(level * 15)], lambda gone: 1 - 0.02 * int(gone[0].sum()), 0.5
         )
     assert caught.value.most == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("of", ["parameters", "macs"])
+@pytest.mark.parametrize(
+    "fields", [{}, {"allocation": "global"}, {"allocation": "sensitivity"}, {"multiple": 4}], ids=str
+)
+def test_a_share_of_the_network_goes_and_hardly_more(of, fields):
+    run, model = make_run(), make("conv")
+    cut = apply_techniques(model, [Prune(amount=0.4, granularity="channel", of=of, **fields)], run)
+    dense, left = (getattr(counts(network, run.example), of) for network in (model, cut))
+    assert left <= 0.6 * dense
+    layers = [module for module in cut.modules() if isinstance(module, nn.Conv2d)]
+    if "multiple" in fields:
+        assert all(layer.out_channels % 4 == 0 for layer in layers)
+    assert left >= (0.6 - 0.04 * fields.get("multiple", 1)) * dense
+
+
+def test_a_share_of_the_macs_goes_while_the_network_trains():
+    run, model = make_run(), make("conv")
+    prune = Prune(amount=0.6, granularity="channel", of="macs", allocation="global")
+    cut = apply_techniques(model, [prune, Epochs(epochs=2)], run)
+    assert (
+        0.36 * counts(model, run.example).macs < counts(cut, run.example).macs <= 0.4 * counts(model, run.example).macs
+    )
+
+
+def test_macs_deal_out_channels_otherwise_than_their_number_does():
+    run, model = make_run(), make("conv")
+    by_number, by_macs = (
+        apply_techniques(model, [Prune(amount=0.5, granularity="channel", of=of)], run) for of in ("count", "macs")
+    )
+    # half of the channels on both sides of a layer are a quarter of its MACs
+    assert counts(by_number, run.example).macs < 0.3 * counts(model, run.example).macs
+    assert by_macs.blocks[1].conv1.out_channels > by_number.blocks[1].conv1.out_channels
+
+
+@pytest.mark.parametrize("schedule", ["gradual", "one-shot"])
+def test_a_target_that_cannot_be_met_says_what_can_before_anything_trains(schedule):
+    logged = []
+    run = make_run(logger=lambda *entry: logged.append(entry))
+    prune = Prune(
+        amount=0.9, granularity="channel", of="macs", multiple=16, schedule=schedule, skip=("blocks.1.conv1",)
+    )
+    with pytest.raises(ModelError, match=r"90\.0% of the MACs cannot go: (\d+\.\d)% would") as caught:
+        apply_techniques(make("conv"), [prune, Epochs()], run)
+    most = float(re.search(r"go: ([\d.]+)%", caught.value.what)[1]) / 100
+    assert "16 channels" in caught.value.what
+    assert "lower `multiple`" in caught.value.mend
+    assert "shorten `skip`" in caught.value.mend
+    assert not logged
+    lower = float(re.search(r"`amount` to ([\d.]+)", caught.value.mend)[1])
+    assert lower <= most < lower + 0.01
+    cut = apply_techniques(make("conv"), [prune.model_copy(update={"amount": lower})], make_run())
+    assert counts(cut, run.example).macs <= (1 - lower) * counts(make("conv"), run.example).macs
+
+
+@pytest.fixture
+def time_is_macs(monkeypatch):
+    """Time that depends on nothing but the MACs, so that the test does not depend on the machine."""
+
+    def ratio(self, gone):
+        cut = without(self.model, self.groups, gone)
+        self.dense(), self.runtime(cut.eval(), self.example)()
+        examples = len(self.example[0][0])
+        assert examples == 3
+        return counts(cut, self.example).macs / counts(self.model, self.example).macs
+
+    monkeypatch.setattr("compress_prune.latency.Stopwatch.__call__", ratio)
+
+
+def test_a_share_of_the_time_goes_and_what_was_chosen_is_recorded(time_is_macs):
+    said, recorded = [], {}
+    run = make_run(teller=said.append, recorder=recorded.__setitem__)
+    model = make("conv")
+    prune = Prune(amount=0.5, granularity="channel", of="latency", batch=3, multiple=4)
+    cut = apply_techniques(model, [prune], run)
+    assert counts(cut, run.example).macs <= 0.5 * counts(model, run.example).macs
+    choice = recorded["prune"]
+    assert (choice["runtime"], choice["batch"]) == ("torch", 3)
+    assert choice["kept"]["blocks.1.conv1"] == cut.blocks[1].conv1.out_channels
+    assert any("of the dense network's time" in text for text in said)
+    again = apply_techniques(model, [Prune(amount=0.5, granularity="channel", of="macs", multiple=4)], run)
+    assert counts(cut, run.example).macs <= counts(again, run.example).macs * 1.2
+
+
+def test_time_is_measured_in_the_exporters_runtime(time_is_macs, monkeypatch):
+    monkeypatch.setattr("compress_prune.targets.MEASUREMENTS", 0)
+    recorded = {}
+    prune = Prune(amount=0.5, granularity="channel", of="latency", runtime="onnx", batch=3)
+    cut = apply_techniques(make("mlp"), [prune], make_run(recorder=recorded.__setitem__))
+    assert recorded["prune"]["runtime"] == "onnx"
+    assert cut.layers[1].out_features == recorded["prune"]["kept"]["layers.1"] == 1
+
+
+def test_a_time_that_cannot_be_met_is_refused(monkeypatch):
+    monkeypatch.setattr("compress_prune.latency.Stopwatch.__call__", lambda self, gone: 0.8)
+    with pytest.raises(ModelError, match=r"50\.0% of the time cannot go: 20\.0% would"):
+        apply_techniques(make("mlp"), [Prune(amount=0.5, granularity="channel", of="latency")], make_run())
+
+
+def test_the_ratio_is_that_of_the_medians_beside_the_dense_network(monkeypatch):
+    shapes = {}
+
+    def timed(calls, opponents, *, seconds):
+        shapes.update({name: call().shape for name, call in calls.items()})
+        assert opponents == ["dense"]
+        return Timing({"dense": [4.0, 6.0, 5.0], "cut": [1.0, 3.0, 2.0]}, disturbed=False, attempts=1)
+
+    monkeypatch.setattr("compress_prune.latency.measure", timed)
+    run, model = make_run(), make("mlp")
+    groups = groups_of(model, run)
+    watch = Stopwatch(model, groups, opened(None), 5, run)
+    assert watch([torch.arange(group.size) > 7 for group in groups]) == pytest.approx(1 / 2.5)
+    assert shapes == {"dense": (5, 10), "cut": (5, 10)}
+    assert model.layers[1].out_features == 32
+
+
+def test_the_runtime_is_a_part_of_the_technique():
+    plain = Prune(amount=0.5, granularity="channel", of="latency")
+    assert [part.name for part in plain.parts] == ["l2"]
+    assert [part.name for part in plain.model_copy(update={"runtime": "onnx"}).parts] == ["l2", "onnx"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"of": "macs"}, "granularity: channel"),
+        ({"runtime": "onnx"}, "of: latency"),
+        ({"batch": 4}, "of: latency"),
+        ({"of": "latency", "granularity": "channel", "runtime": "onyx"}, "did you mean 'onnx'"),
+        ({"allocation": "sensitivity", "criterion": "movement"}, "knows nothing before the training"),
+        ({"rounds": 3}, "`schedule: iterative` or `schedule: lottery`"),
+        ({"rewind": 0.1, "schedule": "iterative"}, "`schedule: lottery`"),
+        ({"tolerance": 0.1}, "`schedule: progressive`"),
+        ({"schedule": "progressive"}, "`tolerance` is missing"),
+        ({"schedule": "progressive", "tolerance": 0.1, "step": 0.01}, "is larger than `step`"),
+        ({"schedule": "lottery", "criterion": "movement"}, "use `schedule: gradual`"),
+        ({"schedule": "iterative", "end": 0.7}, "no `start` and `end`"),
+        ({"schedule": "iterative", "pattern": "2:4", "amount": None}, "no share that rounds could raise"),
+    ],
+)
+def test_parameters_that_contradict_one_another_are_refused_by_name(fields, says):
+    with pytest.raises(ValidationError, match=says):
+        Prune(**{"amount": 0.5, **fields})
