@@ -41,6 +41,7 @@ from compress_core.channels.cutting import (
     zero_channels,
     zero_slices,
 )
+from compress_core.channels.mapping import joined, map_of, moves_channels
 from compress_core.errors import ModelError, place_of
 from compress_core.weights import shared_parameters
 
@@ -182,6 +183,8 @@ def coupled_groups(model: nn.Module, run: Run, skip: Collection[str] = ()) -> tu
             continue
         if group.size > 1:
             groups.append(group)
+    groups, stay = joined(copy, groups)
+    left += stay
     named = {name for entry in left for name in entry.names}
     for path, module in copy.named_modules():
         if isinstance(module, nn.MultiheadAttention | nn.RNNBase) and path not in named:
@@ -204,6 +207,7 @@ def _traced(copy: nn.Module, run: Run) -> torch_pruning.DependencyGraph:
                 example_inputs=(arguments, keywords),
                 forward_fn=lambda network, inputs: network(*inputs[0], **inputs[1]),
                 output_transform=run.task.logits,
+                customized_pruners={type(module): _Moving() for module in copy.modules() if moves_channels(module)},
                 verbose=False,
             )
     except Exception as error:
@@ -212,6 +216,26 @@ def _traced(copy: nn.Module, run: Run) -> torch_pruning.DependencyGraph:
             mend="work on single weights; channels need a forward that torch's autograd can follow",
         ) from error
     return graph
+
+
+class _Moving(torch_pruning.BasePruningFunc):  # type: ignore[misc]
+    """Tells torch-pruning of a module that moves channels: those that it reads and those that it gives are apart."""
+
+    def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+        """Nothing; `joined` says what goes together."""
+        return layer
+
+    def prune_in_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+        """Nothing; `joined` says what goes together."""
+        return layer
+
+    def get_out_channels(self, layer: nn.Module) -> int:
+        """How many channels it gives."""
+        return len(map_of(layer)[1])
+
+    def get_in_channels(self, layer: nn.Module) -> int:
+        """How many channels it reads."""
+        return map_of(layer)[0]
 
 
 def _coupled(

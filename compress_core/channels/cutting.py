@@ -19,6 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from compress_core.channels.mapping import map_of, moves_channels
+
 Side = Literal["out", "in"]
 
 
@@ -47,6 +49,8 @@ def axes(module: nn.Module, side: Side) -> dict[str, int]:
         CannotCut: the type of layer is not known, or not with these arguments.
     """
     match module:
+        case _ if moves_channels(module):
+            return {}
         case _ConvNd() if module.transposed and module.groups > 1:
             raise CannotCut("a transposed convolution has groups")
         case _ConvNd() | nn.Linear():
@@ -72,6 +76,9 @@ def size_of(module: nn.Module, side: Side) -> int:
     for name, axis in axes(module, side).items():
         grouped = side == "in" and name == "weight" and isinstance(module, _ConvNd) and not depthwise(module)
         return int(getattr(module, name).shape[axis]) * (blocks_of(module) if grouped else 1)
+    if moves_channels(module):
+        inputs, sources = map_of(module)
+        return len(sources) if side == "out" else inputs
     return int(getattr(module, "num_features", 0))
 
 
@@ -126,7 +133,7 @@ def cut_channels(module: nn.Module, side: Side, keep: Tensor) -> None:
             value = tensor.index_select(axis, kept)
         _put(module, name, value)
     _count(module, side, len(kept), whole=whole)
-    if side == "out" and callable(narrow := getattr(module, "narrow_out", None)):
+    if callable(narrow := getattr(module, f"narrow_{side}", None)):
         narrow(kept)
 
 

@@ -22,26 +22,39 @@ class PadShortcut(nn.Module):
 
     Args:
         inputs: channels that come in.
-        outputs: channels that go out; the first (outputs - inputs) // 2 of them are zero, and as many last ones or
-            one more.
+        outputs: channels that go out.
         stride: of rows and columns.
+        before: how many of the first channels that go out are zero; half of those that are, rounded down, unless given.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 2) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int = 2, before: int | None = None) -> None:
         super().__init__()
         self.inputs = inputs
         self.outputs = outputs
         self.stride = stride
+        self.before = (outputs - inputs) // 2 if before is None else before
+        self.after = outputs - inputs - self.before
 
     def forward(self, x: Tensor) -> Tensor:
         """(examples, inputs, H, W) -> (examples, outputs, ceil(H / stride), ceil(W / stride))."""
-        before = (self.outputs - self.inputs) // 2
-        after = self.outputs - self.inputs - before
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, after))
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+    def channel_map(self) -> tuple[int, tuple[int, ...]]:
+        """How many channels come in, and for each that goes out the one that it comes from, or -1."""
+        return self.inputs, (*[-1] * self.before, *range(self.inputs), *[-1] * self.after)
+
+    def narrow_in(self, kept: Tensor) -> None:
+        """Let only the channels in `kept` (their numbers) come in."""
+        self.inputs = len(kept)
+
+    def narrow_out(self, kept: Tensor) -> None:
+        """Let only the channels in `kept` (their numbers) go out."""
+        before, after = int((kept < self.before).sum()), int((kept >= self.outputs - self.after).sum())
+        self.before, self.after, self.outputs = before, after, len(kept)
 
     def extra_repr(self) -> str:
         """The arguments."""
-        return f"{self.inputs}, {self.outputs}, stride={self.stride}"
+        return f"{self.inputs}, {self.outputs}, stride={self.stride}, before={self.before}"
 
 
 class BasicBlock(nn.Module):
