@@ -96,7 +96,7 @@ def _walk(module: nn.Module, fresh: nn.Module, path: str, types: Types, seen: di
         place = _join(path, name)
         other = fresh._modules.get(name)
         if id(child) in seen:
-            if other is None or not _is_alias(fresh, name, seen[id(child)], path):
+            if other is None or _must_rebuild(child, other) or not _is_alias(fresh, name, seen[id(child)], path):
                 yield {"op": "alias", "path": place, "same_as": seen[id(child)]}
         elif other is not None and _adopts(child, other):
             seen[id(other)] = place
