@@ -16,7 +16,7 @@ w^2, F and f the normal distribution and its density. The paper's grid has the s
 
 Sources: Banner et al. 2019, Post training 4-bit quantization of convolutional networks, sec. 3.1, eq. 5 and appendix A
 (ACIQ, the closed forms); Choukroun et al. 2019, Low-bit quantization of neural networks for efficient inference,
-sec. 3 (OMSE: the error itself is minimised). Ranges: M from 2 to 8. Cost: `COARSE` + `FINE` passes over the weight,
+sec. 3 (OMSE: the error itself is minimised). Ranges: M from 2 to 8. Cost: `COARSE` + 2 `FINE` passes over the weight,
 or one for the closed forms.
 """
 
