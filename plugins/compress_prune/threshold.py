@@ -43,9 +43,7 @@ class Cut:
 
 def magnitudes(tensor: Tensor, gone: Tensor) -> Numbers:
     """The magnitudes of a tensor's entries, -1 for those in a mask."""
-    return lambda: (
-        block.abs().masked_fill_(mask, -1) for block, mask in zip(_blocks(tensor), _blocks(gone), strict=True)
-    )
+    return lambda: (_magnitudes(block, mask) for block, mask in zip(_blocks(tensor), _blocks(gone), strict=True))
 
 
 def values(make: Callable[[], Tensor]) -> Numbers:
@@ -86,7 +84,7 @@ def at_most(numbers: Sequence[Numbers], cut: Cut) -> Iterator[Tensor]:
             threshold = cut.threshold.to(block.device)
             numbered = block.to(threshold.dtype)
             mask, equal = numbered < threshold, numbered == threshold
-            if ties and (count := int(equal.sum())):
+            if ties and (count := int(torch.count_nonzero(equal))):
                 mask |= equal if count <= ties else equal & (equal.cumsum(0) <= ties)
                 ties -= min(ties, count)
             found.append(mask)
@@ -127,9 +125,13 @@ def _keys(block: Tensor) -> Tensor:
 
 def _turned(bits: Tensor) -> Tensor:
     """The bits behind the sign turned where it is negative; twice is nothing."""
-    if not bits.numel() or int(bits.amin()) >= 0:
-        return bits
-    return torch.where(bits < 0, bits ^ torch.iinfo(bits.dtype).max, bits)
+    return bits ^ (bits >> 8 * bits.dtype.itemsize - 1 & torch.iinfo(bits.dtype).max)
+
+
+def _magnitudes(block: Tensor, gone: Tensor) -> Tensor:
+    """|x|, and -1 where it is gone: |x| - |x| * gone - gone, for finite x exact, in vector instructions."""
+    found, lost = block.abs(), gone.view(torch.int8)
+    return found.addcmul_(found, lost, value=-1).sub_(lost)
 
 
 def _blocks(tensor: Tensor) -> Iterator[Tensor]:
