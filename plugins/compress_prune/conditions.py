@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 ROUNDS = frozenset({"iterative", "lottery", "progressive"})
 """The schedules that train several times."""
+CUT = ("channel", "head")
+"""The granularities whose number follows from a target."""
 BELONGS = {
     "rounds": ("iterative", "lottery"),
     "spacing": ("iterative", "lottery"),
@@ -24,8 +26,13 @@ BELONGS = {
 
 def check_target(technique: Prune) -> None:
     """Raise a `ValueError` if the target does not fit what goes."""
-    if technique.of != "count" and technique.granularity != "channel":
-        raise ValueError(f"`of: {technique.of}` counts what zeros do not save: add `granularity: channel`")
+    if technique.of != "count" and technique.granularity not in CUT:
+        kinds = " or ".join(f"`granularity: {kind}`" for kind in CUT)
+        raise ValueError(f"`of: {technique.of}` is for channels and heads: add {kinds}, or leave it out")
+    if technique.allocation == "sensitivity" and technique.granularity == "depth":
+        raise ValueError(
+            "`sensitivity` deals out parts of layers: with `granularity: depth`, use `criterion: ablation`"
+        )
     if technique.of != "latency":
         for name in ("runtime", "batch"):
             if _given(technique, name):
@@ -50,6 +57,8 @@ def check_rounds(technique: Prune) -> None:
             raise ValueError(f"`{name}` belongs to {belongs}: add it, or leave `{name}` out")
     if technique.schedule not in ROUNDS:
         return
+    if technique.schedule == "lottery" and technique.granularity == "depth":
+        raise ValueError("a lottery gives back weights that stay in their place: use `schedule: iterative` for blocks")
     if technique.pattern:
         raise ValueError(f"the pattern {technique.pattern!r} is no share that rounds could raise: use another schedule")
     if catalog().criteria[technique.criterion].needs_epochs:

@@ -80,7 +80,12 @@ def _check_granularity(technique: Prune) -> None:
         raise ValueError("blocks are ranked over the whole network anyway: leave `allocation` out")
     if technique.granularity == "depth" and technique.multiple != 1:
         raise ValueError("`multiple` counts channels: add `granularity: channel`, or leave it out")
-    if technique.granularity == "depth" and technique.schedule not in {"gradual", "one-shot"}:
+    if technique.granularity == "depth" and technique.schedule not in {
+        "gradual",
+        "one-shot",
+        "iterative",
+        "progressive",
+    }:
         raise ValueError(f"blocks fade or go at once: leave `schedule: {technique.schedule}` out, or use `one-shot`")
     if technique.granularity not in IN_PLACE and technique.allocation == "erk":
         raise ValueError("`erk` deals out weights: use `allocation: global`, or another granularity")

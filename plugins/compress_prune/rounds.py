@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from compress_core.errors import ModelError, TrainingError
 from compress_core.parts import TrainingTechnique
+from compress_core.selecting import matching
 from compress_prune import Prune
 from compress_prune.conditions import BELONGS
 
@@ -49,6 +50,8 @@ class Between:
     """What is gone."""
     early: dict[str, Tensor] = field(default_factory=dict)
     """The weights that survivors get back; none unless the network is rewound."""
+    blocks: int = 0
+    """How many blocks there were at first; those that go are taken out in each round."""
 
     def branch(self) -> Between:
         """The same for a round that may be taken back."""
@@ -101,8 +104,9 @@ def conduct(technique: Prune, model: nn.Module, train: Train, run: Run) -> nn.Mo
     """
     if technique.schedule == "progressive":
         return _progressive(technique, model, train, run)
-    between = Between()
+    between = Between(blocks=count_blocks(technique, model, run))
     if technique.schedule == "lottery":
+        model = technique.prepare(model, run)
         if technique.rewind:
             model = train(model, Early(share=technique.rewind, between=between))
         else:
@@ -110,14 +114,14 @@ def conduct(technique: Prune, model: nn.Module, train: Train, run: Run) -> nn.Mo
             model = train(model, None)
     points = []
     for number, share in enumerate(shares(technique.share, technique.rounds, technique.spacing), start=1):
-        model = train(model, round_of(technique, share, between))
+        model = train(model, round_of(technique, share, between, model=model, run=run))
         quality = run.evaluate(model)
         points.append((share, quality.value))
         run.progress(f"prune: round {number}/{technique.rounds}: {share:.1%} gone, {told(quality)}")
     _plot(points, quality, run)
     back = {"iterative": "", "lottery": f", with the weights of {technique.rewind:.0%} of the training each time"}
     run.say(f"prune: {technique.rounds} rounds{back[technique.schedule]}, {told(quality)} on validation")
-    return _finished(model, between, run)
+    return _finished(technique, model, between, run)
 
 
 def shares(amount: float, rounds: int, spacing: str) -> list[float]:
@@ -127,10 +131,25 @@ def shares(amount: float, rounds: int, spacing: str) -> list[float]:
     return [1 - (1 - amount) ** (number / rounds) for number in range(1, rounds)] + [amount]
 
 
-def round_of(technique: Prune, share: float, between: Between) -> Round:
-    """The technique that takes the conductor's place in one training."""
+def round_of(technique: Prune, share: float, between: Between, *, model: nn.Module, run: Run) -> Round | None:
+    """The technique that takes the conductor's place in one training; None if no further block is to go."""
+    if between.blocks:
+        still = count_blocks(technique, model, run)
+        due = round(share * between.blocks) - (between.blocks - still)
+        if due <= 0:
+            return None
+        share = due / still
     own = {name: getattr(technique, name) for name in technique.model_fields_set if name not in BELONGS}
     return Round(**{**own, "amount": share, "schedule": "one-shot", "between": between})
+
+
+def count_blocks(technique: Prune, model: nn.Module, run: Run) -> int:
+    """How many blocks can go, if it is blocks that go."""
+    if technique.granularity != "depth":
+        return 0
+    from compress_prune.depth import find_blocks
+
+    return len(find_blocks(model, run, set(matching(model, technique.skip)))[0])
 
 
 def _progressive(technique: Prune, model: nn.Module, train: Train, run: Run) -> nn.Module:
@@ -139,12 +158,15 @@ def _progressive(technique: Prune, model: nn.Module, train: Train, run: Run) -> 
     if not bound.holds(quality):
         best = train(deepcopy(model), None)
         quality = bound.checked(run.evaluate(best), run)
-    between, share, step, failed = Between(), 0.0, technique.step, False
-    points = [(0.0, quality.value)]
+    between = Between(blocks=count_blocks(technique, model, run))
+    share, step, failed, points = 0.0, technique.step, False, [(0.0, quality.value)]
     while share < technique.share and step >= technique.smallest_step:
         wanted = min(1 - (1 - share) * (1 - step), technique.share)
         ahead = between.branch()
-        candidate = train(deepcopy(best), round_of(technique, wanted, ahead))
+        if (stand_in := round_of(technique, wanted, ahead, model=best, run=run)) is None:
+            share = wanted
+            continue
+        candidate = train(deepcopy(best), stand_in)
         found = run.evaluate(candidate)
         points.append((wanted, found.value))
         holds = bound.holds(found) or run.max_batches is not None
@@ -160,10 +182,13 @@ def _progressive(technique: Prune, model: nn.Module, train: Train, run: Run) -> 
             break
     _plot(sorted(points), quality, run)
     if between.masks is None:
-        run.say(f"prune: even {points[-1][0]:.1%} less loses more than {technique.tolerance:g}: nothing changed")
+        tried = (
+            f"even {points[-1][0]:.1%} less loses more than {technique.tolerance:g}" if failed else "nothing to take"
+        )
+        run.say(f"prune: {tried}: nothing changed")
         return best
     run.say(f"prune: {share:.1%} gone after {len(points) - 1} trainings: {told(quality)}, {bound}")
-    return _finished(best, between, run)
+    return _finished(technique, best, between, run)
 
 
 @dataclass(frozen=True)
@@ -252,9 +277,11 @@ def _changed() -> ModelError:
     )
 
 
-def _finished(model: nn.Module, between: Between, run: Run) -> nn.Module:
+def _finished(technique: Prune, model: nn.Module, between: Between, run: Run) -> nn.Module:
     masks = between.masks
-    assert masks is not None
+    if masks is None:
+        run.say(f"prune: {technique.share:.0%} of {between.blocks} blocks is none: nothing changed")
+        return model
     masks.hold(model)
     return masks.finish(model, run)
 

@@ -16,7 +16,7 @@ from compress_core.errors import ModelError
 from compress_prune.choosing import counts_gone, importance, least, rounded
 from compress_prune.latency import TORCH, Stopwatch, opened
 from compress_prune.sensitivity import measured, restoring, shares_at
-from compress_prune.targets import CannotReach, Cost, Plan, cost_of, nothing, solved, solved_by_measuring
+from compress_prune.targets import SIDES, CannotReach, Cost, Plan, cost_of, nothing, solved, solved_by_measuring
 
 if TYPE_CHECKING:
     from compress_core.run import Run
@@ -139,7 +139,7 @@ def _without_channels(
         count = min(round(share * group.size), group.size - group.blocks)
         gone = least(scores, count, torch.zeros(group.size, dtype=torch.bool), group.blocks)
         names = {path for path, side, _ in (member.place for member in group.members) if side == "parameter"}
-        paths = {path for path, side, _ in (member.place for member in group.members) if side != "parameter"}
+        paths = {path for path, side, _ in (member.place for member in group.members) if side in SIDES}
         tensors = [model.get_parameter(name) for name in sorted(names)]
         tensors += [tensor for path in sorted(paths) for tensor in model.get_submodule(path).parameters(recurse=False)]
         device = next(model.parameters()).device

@@ -46,6 +46,8 @@ Plan = Callable[[float], list[Tensor]]
 Cost = Callable[[Masks], float]
 """What a network costs without these channels."""
 
+SIDES = ("out", "in")
+"""The sides of layers; other places of a group are bare parameters and attributes that count channels."""
 HALVINGS = 24
 """Steps of the bisection of a level: finer than one among ten million channels."""
 MEASUREMENTS = 7
@@ -111,6 +113,8 @@ def parameter_terms(model: nn.Module, groups: Sequence[Group]) -> list[tuple[flo
         if side == "parameter":
             found.setdefault(path, []).append(place)
             continue
+        if side not in SIDES:
+            continue
         layer = model.get_submodule(path)
         for name in axes(layer, "out" if side == "out" else "in"):
             if isinstance(getattr(layer, name), nn.Parameter):
@@ -122,7 +126,7 @@ def mac_terms(model: nn.Module, groups: Sequence[Group], example: Example) -> li
     """The MACs of every convolution and linear layer that loses some, for one example, with their sides."""
     sides: dict[str, list[Place]] = {}
     for place in _places(groups):
-        if place[1] != "parameter" and isinstance(model.get_submodule(place[0]), _ConvNd | nn.Linear):
+        if place[1] in SIDES and isinstance(model.get_submodule(place[0]), _ConvNd | nn.Linear):
             sides.setdefault(place[0], []).append(place)
     macs = dict.fromkeys(sides, 0.0)
     size = len(next(value for value in [*example[0], *example[1].values()] if isinstance(value, Tensor)))
