@@ -32,8 +32,6 @@ Cost: one decomposition of (in kH kW)^2 per layer, O(d^3), and O(out d^2) per st
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -41,8 +39,6 @@ RIDGE = 1e-6
 ROUNDS = 3
 STEPS = 10
 """Of the conjugate gradients in each round."""
-
-Map = Callable[[Tensor], Tensor]
 
 
 def ridged(moment: Tensor) -> Tensor:
@@ -162,13 +158,7 @@ def spatial_pieces(weight: Tensor, moment: Tensor, rank: int, rounds: int = ROUN
         found = regressed(matrix, moment, spatial_features(vertical, width))
         horizontal = found.reshape(outputs, rank, width)
         if turn < rounds:
-            vertical = _improved(
-                vertical,
-                weight,
-                moment,
-                lambda v, h=horizontal: torch.einsum("orb,ria->oiab", h, v),
-                lambda x, h=horizontal: torch.einsum("orb,oiab->ria", h, x),
-            )
+            vertical = _improved(vertical, weight, moment, horizontal, "orb,ria->oiab")
     right, left = balanced(horizontal.transpose(1, 2).reshape(-1, rank), vertical.flatten(1))
     horizontal = right.reshape(outputs, width, rank).transpose(1, 2)
     return left.reshape(vertical.shape)[..., None], horizontal[:, :, None, :].contiguous()
@@ -189,13 +179,7 @@ def tucker_pieces(
         core = basis.T @ regressed(matrix, moment, features)
         if not whole and turn < rounds:
             kernel = (basis @ core).reshape(outputs, rank_in, height, width)
-            mixtures = _improved(
-                mixtures,
-                weight,
-                moment,
-                lambda v, k=kernel: torch.einsum("orab,ri->oiab", k, v),
-                lambda x, k=kernel: torch.einsum("orab,oiab->ri", k, x),
-            )
+            mixtures = _improved(mixtures, weight, moment, kernel, "orab,ri->oiab")
     return mixtures.T, core.reshape(rank_out, rank_in, height, width), basis
 
 
@@ -207,11 +191,24 @@ def _components(found: Tensor, rank: int) -> Tensor:
     return right[:rank].T
 
 
-def _improved(start: Tensor, weight: Tensor, moment: Tensor, forward: Map, back: Map) -> Tensor:
-    """Some conjugate gradients on tr((W - F(v)) C (W - F(v))^T) over v, for a linear map F and its adjoint."""
+def _improved(start: Tensor, weight: Tensor, moment: Tensor, rest: Tensor, product: str) -> Tensor:
+    """Some conjugate gradients on tr((W - F(v)) C (W - F(v))^T) over v, where F(v) multiplies v and the other piece.
+
+    Args:
+        start: v.
+        weight: W, (out, in, kH, kW).
+        moment: C.
+        rest: the other piece.
+        product: F as an einsum of `rest` and v, such as `orb,ria->oiab`.
+    """
+    inner, outer, _ = product.replace("->", ",").split(",")
+
+    def forward(v: Tensor) -> Tensor:
+        return torch.einsum(product, rest, v)
 
     def seen(kernel: Tensor) -> Tensor:
-        return back((kernel.flatten(1) @ moment).reshape(kernel.shape))
+        weighted = (kernel.flatten(1) @ moment).reshape(kernel.shape)
+        return torch.einsum(f"{inner},oiab->{outer}", rest, weighted)
 
     found = start
     residual = seen(weight - forward(found))
