@@ -29,10 +29,6 @@ def check_target(technique: Prune) -> None:
     if technique.of != "count" and technique.granularity not in CUT:
         kinds = " or ".join(f"`granularity: {kind}`" for kind in CUT)
         raise ValueError(f"`of: {technique.of}` is for channels and heads: add {kinds}, or leave it out")
-    if technique.allocation == "sensitivity" and technique.granularity == "depth":
-        raise ValueError(
-            "`sensitivity` deals out parts of layers: with `granularity: depth`, use `criterion: ablation`"
-        )
     if technique.of != "latency":
         for name in ("runtime", "batch"):
             if _given(technique, name):
@@ -57,8 +53,6 @@ def check_rounds(technique: Prune) -> None:
             raise ValueError(f"`{name}` belongs to {belongs}: add it, or leave `{name}` out")
     if technique.schedule not in ROUNDS:
         return
-    if technique.schedule == "lottery" and technique.granularity == "depth":
-        raise ValueError("a lottery gives back weights that stay in their place: use `schedule: iterative` for blocks")
     if technique.pattern:
         raise ValueError(f"the pattern {technique.pattern!r} is no share that rounds could raise: use another schedule")
     if catalog().criteria[technique.criterion].needs_epochs:

@@ -120,7 +120,8 @@ def conduct(technique: Prune, model: nn.Module, train: Train, run: Run) -> nn.Mo
         run.progress(f"prune: round {number}/{technique.rounds}: {share:.1%} gone, {told(quality)}")
     _plot(points, quality, run)
     back = {"iterative": "", "lottery": f", with the weights of {technique.rewind:.0%} of the training each time"}
-    run.say(f"prune: {technique.rounds} rounds{back[technique.schedule]}, {told(quality)} on validation")
+    rounds = "1 round" if technique.rounds == 1 else f"{technique.rounds} rounds"
+    run.say(f"prune: {rounds}{back[technique.schedule]}, {told(quality)} on validation")
     return _finished(technique, model, between, run)
 
 
@@ -187,7 +188,8 @@ def _progressive(technique: Prune, model: nn.Module, train: Train, run: Run) -> 
         )
         run.say(f"prune: {tried}: nothing changed")
         return best
-    run.say(f"prune: {share:.1%} gone after {len(points) - 1} trainings: {told(quality)}, {bound}")
+    trainings = "1 training" if len(points) == 2 else f"{len(points) - 1} trainings"
+    run.say(f"prune: {share:.1%} gone after {trainings}: {told(quality)}, {bound}")
     return _finished(technique, best, between, run)
 
 
