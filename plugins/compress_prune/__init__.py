@@ -98,6 +98,8 @@ class Prune(TrainingTechnique):
     """Examples per call whose latency is measured."""
     multiple: int = Field(default=1, ge=1)
     """The number of channels that stay is the nearest multiple of this, as in 16 for integer kernels."""
+    only: tuple[str, ...] = ()
+    """Paths of the only modules to prune, with the channels that are coupled with theirs; empty means all."""
     skip: tuple[str, ...] = ()
     """Paths of modules whose weights, or output channels, stay; `*` stands for anything, as in `encoder.*`."""
 

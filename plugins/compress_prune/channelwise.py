@@ -23,6 +23,7 @@ from compress_core.errors import ModelError
 from compress_core.selecting import matching
 from compress_prune.choosing import importance, least
 from compress_prune.masks import Removal
+from compress_prune.naming import by_reason, check_named, skipped
 from compress_prune.observing import Scorer
 from compress_prune.sizing import Counts, counts_for
 
@@ -96,8 +97,10 @@ def channel_masks(technique: Prune, model: nn.Module, run: Run) -> ChannelMasks:
     Raises:
         ModelError: none can.
     """
-    skipped = matching(model, technique.skip)
-    groups, left = coupled_groups(model, run, set(skipped))
+    groups, left = coupled_groups(model, run, set(skipped(technique, model)))
+    if technique.only:
+        named = matching(model, technique.only, field="only")
+        groups = [group for group in groups if any(path in named for path in group.writers)]
     groups, wrong = proven(model, groups, run)
     return masks_of(technique, model, run, groups, [*left, *wrong])
 
@@ -118,7 +121,9 @@ def masks_of(
     """
     scorer = Scorer(technique.ranking, model, run)
     known, unscored = _scored(model, groups, scorer)
-    kept = [f"the {kind.noun}s of {names} are left alone: {reason}" for names, reason in by_reason([*left, *unscored])]
+    reasons = [(entry.names, entry.reason) for entry in (*left, *unscored)]
+    check_named(technique, model, (path for group in known for path in (group.name, *group.writers)), reasons)
+    kept = [f"the {kind.noun}s of {names} are left alone: {reason}" for names, reason in by_reason(reasons)]
     if not known:
         raise ModelError(
             "; ".join([f"the network has no {kind.noun}s that can be pruned", *kept]),
@@ -127,17 +132,6 @@ def masks_of(
     for text in kept:
         run.say(f"prune: {text}")
     return kind(known, scorer, counts_for(technique, model, known, scorer, run))
-
-
-def by_reason(left: Sequence[LeftAlone]) -> list[tuple[str, str]]:
-    """The names of what is left alone for each reason, at most five of them."""
-    found: dict[str, list[str]] = {}
-    for entry in left:
-        found.setdefault(entry.reason, []).extend(entry.names)
-    return [
-        (", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else ""), reason)
-        for reason, names in found.items()
-    ]
 
 
 def _scored(model: nn.Module, groups: Sequence[Group], scorer: Scorer) -> tuple[list[Group], list[LeftAlone]]:

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from compress_core.errors import ModelError
-from compress_core.selecting import matching
 from compress_core.weights import weights
-from compress_prune.channelwise import by_reason
 from compress_prune.depth import Block, drop_blocks, fault_without, find_blocks, hang
 from compress_prune.masks import Removal
+from compress_prune.naming import by_reason, check_named, spared
 from compress_prune.observing import Scorer
 
 if TYPE_CHECKING:
@@ -112,8 +111,10 @@ def block_scores(model: nn.Module, blocks: Sequence[Block], scorer: Scorer, run:
 
 def _chosen(technique: Prune, model: nn.Module, run: Run) -> list[Block]:
     """The blocks that go: those that score least."""
-    blocks, left = find_blocks(model, run, set(matching(model, technique.skip)))
-    kept = [f"{names} left alone: {reason}" for names, reason in by_reason(left)]
+    blocks, left = find_blocks(model, run, set(spared(technique, model)))
+    reasons = [(entry.names, entry.reason) for entry in left]
+    check_named(technique, model, (block.path for block in blocks), reasons)
+    kept = [f"{names} left alone: {reason}" for names, reason in by_reason(reasons)]
     if not blocks:
         raise ModelError(
             "; ".join(["the network has no block that it could do without", *kept]),

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from compress_core.attention import Attention, pack, unpack
-from compress_core.selecting import matching
 from compress_prune.channelwise import ChannelMasks, masks_of
 from compress_prune.heads import head_groups, packed_attention
+from compress_prune.naming import spared
 
 if TYPE_CHECKING:
     from compress_core.run import Run
@@ -34,7 +34,7 @@ class HeadMasks(ChannelMasks):
 
 def taken_apart(technique: Prune, model: nn.Module) -> nn.Module:
     """The network with torch's attention in separate projections, in place."""
-    unpack(model, packed_attention(model, set(matching(model, technique.skip)))[0])
+    unpack(model, packed_attention(model, set(spared(technique, model)))[0])
     return model
 
 
@@ -44,5 +44,5 @@ def head_masks(technique: Prune, model: nn.Module, run: Run) -> ChannelMasks:
     Raises:
         ModelError: none can.
     """
-    groups, left = head_groups(model, run, set(matching(model, technique.skip)))
+    groups, left = head_groups(model, run, set(spared(technique, model)))
     return masks_of(technique, model, run, groups, left, kind=HeadMasks)

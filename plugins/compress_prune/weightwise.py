@@ -7,14 +7,12 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from compress_core.channels.coupling import LeftAlone
 from compress_core.errors import ModelError
-from compress_core.selecting import matching
 from compress_core.weights import weights
 from compress_prune.allocating import erdos_renyi
-from compress_prune.channelwise import by_reason
 from compress_prune.dynamic import Exchange, Rigl, Surgery
 from compress_prune.masks import WeightMasks
+from compress_prune.naming import by_reason, check_named, spared
 from compress_prune.notation import parsed
 from compress_prune.observing import Scorer
 from compress_prune.patterns import Blocks, Kernels, OfEach, Singles
@@ -34,10 +32,11 @@ def weight_masks(technique: Prune, model: nn.Module, run: Run) -> WeightMasks:
         ModelError: none can, or the criterion has no score for them.
     """
     sets = sets_of(technique)
-    places = weights(model, matching(model, technique.skip).values())
+    places = weights(model, spared(technique, model).values())
     reasons = {place.name: sets.misfit(tuple(place.parameter.shape)) for place in places}
-    left = by_reason([LeftAlone((name,), reason) for name, reason in reasons.items() if reason])
-    kept = [f"{names} left alone: {reason}" for names, reason in left]
+    left = [((name,), reason) for name, reason in reasons.items() if reason]
+    check_named(technique, model, (place.path for place in places if not reasons[place.name]), left)
+    kept = [f"{names} left alone: {reason}" for names, reason in by_reason(left)]
     fitting = {place.name: tuple(place.parameter.shape) for place in places if not reasons[place.name]}
     if not fitting:
         raise ModelError(
