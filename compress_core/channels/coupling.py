@@ -178,6 +178,8 @@ def coupled_groups(model: nn.Module, run: Run, skip: Collection[str] = ()) -> tu
                 raise CannotCut(f"{taken[0]} shall keep its channels")
             if tied := [member.place[0] for member in group.members if member.place[0] in shared]:
                 raise CannotCut(f"{tied[0]} shares its weight")
+            if group.size == group.blocks > 1:
+                raise CannotCut("each of the blocks of a grouped convolution has one channel")
         except CannotCut as error:
             left.append(LeftAlone(names, str(error)))
             continue

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from compress_core.channels.attributes import with_attributes
 from compress_core.channels.coupling import Group, Keeps, LeftAlone, cut_keeps, keeps_of, zero_keeps
 from compress_core.channels.cutting import CannotCut
 from compress_core.errors import ModelError
@@ -34,25 +35,44 @@ if TYPE_CHECKING:
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 """Largest relative difference in the L2 norm; right groups differ by 1e-16 in float64 and 1e-6 in float32."""
+DOES_NOT_RUN = "the network does not run"
 
 
 def proven(model: nn.Module, groups: Sequence[Group], run: Run) -> tuple[list[Group], list[LeftAlone]]:
-    """The groups whose channels can be removed, and those that cannot.
+    """The groups whose channels can be removed together, and those that cannot be.
 
-    Raises:
-        ModelError: each group by itself is right and all together are not.
+    A group may come back with numbers of a user's modules that have to be lowered with it.
     """
     if not groups or _fault(model, groups, run) is None:
         return list(groups), []
-    faults = [_fault(model, [group], run) for group in groups]
-    right = [group for group, fault in zip(groups, faults, strict=True) if fault is None]
-    left = [LeftAlone(group.writers, fault) for group, fault in zip(groups, faults, strict=True) if fault]
-    if right and (fault := _fault(model, right, run)):
-        raise ModelError(
-            f"the channels of {', '.join(group.name for group in right)} cannot be removed together: {fault}",
-            mend="leave some of these layers out",
-        )
-    return right, left
+    right, left = [], []
+    for group in groups:
+        found = _alone(model, group, run)
+        if isinstance(found, str):
+            left.append(LeftAlone(group.writers, found))
+        else:
+            right.append(found)
+    if _fault(model, right, run) is None:
+        return right, left
+    together: list[Group] = []
+    for group in right:
+        if fault := _fault(model, [*together, group], run):
+            left.append(LeftAlone(group.writers, f"together with others they cannot go: {fault}"))
+        else:
+            together.append(group)
+    return together, left
+
+
+def _alone(model: nn.Module, group: Group, run: Run) -> Group | str:
+    """The group, with attributes that have to be lowered with it, or why it cannot go."""
+    fault = _fault(model, [group], run)
+    if fault is None:
+        return group
+    if fault.startswith(DOES_NOT_RUN):
+        for wider in with_attributes(model, group):
+            if _fault(model, [wider], run) is None:
+                return wider
+    return fault
 
 
 def check_cut(model: nn.Module, keeps: Keeps, run: Run) -> None:
@@ -80,7 +100,7 @@ def fault_of(model: nn.Module, keeps: Keeps, run: Run) -> str | None:
     except CannotCut as error:
         return str(error)
     except Exception as error:
-        return f"the network does not run without them: {str(error).partition(chr(10))[0] or type(error).__name__}"
+        return f"{DOES_NOT_RUN} without them: {str(error).partition(chr(10))[0] or type(error).__name__}"
     return fault
 
 

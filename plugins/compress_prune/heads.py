@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from compress_core.attention import cannot_unpack
 from compress_core.channels.coupling import Group, LeftAlone, Member
 from compress_core.channels.proof import proven
-from compress_core.errors import ModelError
 from compress_core.modes import evaluating
 
 if TYPE_CHECKING:
@@ -79,26 +78,17 @@ def head_groups(model: nn.Module, run: Run, skip: Collection[str] = ()) -> tuple
             guesses.append(found)
         else:
             left.append(LeftAlone((attention.path,), NOT_FOUND))
-    first = [found[0] for found in guesses]
-    if not proven_together(model, first, run):
-        first = []
+    right, wrong = proven(model, [found[0] for found in guesses], run)
+    if wrong:
+        best: list[Group] = []
         for found in guesses:
-            right = next((group for group in found if not proven(model, [group], run)[1]), None)
-            if right is None:
-                left += proven(model, found[:1], run)[1]
-            else:
-                first.append(right)
-        first, wrong = proven(model, first, run)
+            proofs = (proven(model, [group], run) for group in found)
+            one, fault = next((proof for proof in proofs if proof[0]), proven(model, found[:1], run))
+            best += one
+            left += fault
+        right, wrong = proven(model, best, run)
         left += wrong
-    return first, left
-
-
-def proven_together(model: nn.Module, groups: Sequence[Group], run: Run) -> bool:
-    """Whether all groups are right."""
-    try:
-        return len(proven(model, groups, run)[0]) == len(groups)
-    except ModelError:
-        return False
+    return right, left
 
 
 @dataclass(frozen=True)
