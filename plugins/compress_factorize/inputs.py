@@ -87,10 +87,10 @@ class _Sums:
         if len(seen) > most:
             chosen = torch.randperm(len(seen), generator=self.generator)[:most]
             seen = seen[chosen.to(seen.device)]
-        seen = seen.float()
+        seen = seen.cpu().double()
         self.count += len(seen)
-        self.first = self.first + seen.sum(0).cpu().double()
-        self.second = self.second + (seen.T @ seen).cpu().double()
+        self.first = self.first + seen.sum(0)
+        self.second = self.second + seen.T @ seen
 
     def inputs(self) -> Inputs:
         """What the sums say."""
