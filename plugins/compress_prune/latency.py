@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from compress_core.timing import measure
-from compress_prune.targets import without
+from compress_prune.targets import naming, without
 
 if TYPE_CHECKING:
     from compress_core.channels.coupling import Group
@@ -73,8 +73,10 @@ class Stopwatch:
 
     def __call__(self, gone: Sequence[Tensor]) -> float:
         """Measure."""
-        cut = self.runtime(without(self.model, self.groups, gone).eval(), self.example)
-        found = measure({"dense": self.dense, "cut": cut}, ["dense"], seconds=SECONDS)
+        network = without(self.model, self.groups, gone).eval()
+        with naming(self.groups):
+            cut = self.runtime(network, self.example)
+            found = measure({"dense": self.dense, "cut": cut}, ["dense"], seconds=SECONDS)
         return 1 / found.speedup("cut", "dense").value
 
 

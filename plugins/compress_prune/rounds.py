@@ -28,12 +28,12 @@ from torch import Tensor, nn
 
 from compress_core.errors import ModelError, TrainingError
 from compress_core.parts import TrainingTechnique
-from compress_core.selecting import matching
 from compress_prune import Prune
 from compress_prune.conditions import BELONGS
+from compress_prune.naming import spared
 
 if TYPE_CHECKING:
-    from compress_core.measure import Quality
+    from compress_core.measure import Curve, Quality
     from compress_core.parts import Train
     from compress_core.run import Run
     from compress_prune.masks import Removal
@@ -53,9 +53,29 @@ class Between:
     blocks: int = 0
     """How many blocks there were at first; those that go are taken out in each round."""
 
-    def branch(self) -> Between:
-        """The same for a round that may be taken back."""
-        return replace(self)
+    said: list[str] = field(default_factory=list)
+    """What the last round said of what can go."""
+    chosen: dict[str, Any] = field(default_factory=dict)
+    """What it chose by measuring this machine."""
+    curves: list[Curve] = field(default_factory=list)
+    """What the first round measured."""
+
+    def listening(self, run: Run) -> Run:
+        """A run whose notes are kept until it is known which round is the last one."""
+        self.said, self.chosen = [], {}
+        curves: list[Curve] = [] if self.masks is None else list(self.curves)
+        self.curves = curves
+        plotter = curves.append if self.masks is None else _nobody
+        return replace(run, teller=self.said.append, recorder=self.chosen.__setitem__, plotter=plotter)
+
+    def tell(self, run: Run) -> None:
+        """Hand on what was kept."""
+        for text in self.said:
+            run.say(text)
+        for name, value in self.chosen.items():
+            run.record(name, value)
+        for curve in self.curves:
+            run.plotter(curve)
 
 
 class Round(Prune):
@@ -67,8 +87,7 @@ class Round(Prune):
     def begin(self, model: nn.Module, run: Run) -> nn.Module:
         """Remove what scores least beside what is gone, and rewind the rest."""
         before = self.between.masks
-        quiet = run if before is None else replace(run, teller=_nobody, recorder=_nothing, plotter=_nobody)
-        masks = self._masks(model, quiet)
+        masks = self._masks(model, self.between.listening(run))
         if before is not None:
             carry(before, masks)
         masks.grow(model, 1.0, run)
@@ -150,7 +169,7 @@ def count_blocks(technique: Prune, model: nn.Module, run: Run) -> int:
         return 0
     from compress_prune.depth import find_blocks
 
-    return len(find_blocks(model, run, set(matching(model, technique.skip)))[0])
+    return len(find_blocks(model, run, set(spared(technique, model)))[0])
 
 
 def _progressive(technique: Prune, model: nn.Module, train: Train, run: Run) -> nn.Module:
@@ -163,7 +182,7 @@ def _progressive(technique: Prune, model: nn.Module, train: Train, run: Run) -> 
     share, step, failed, points = 0.0, technique.step, False, [(0.0, quality.value)]
     while share < technique.share and step >= technique.smallest_step:
         wanted = min(1 - (1 - share) * (1 - step), technique.share)
-        ahead = between.branch()
+        ahead = replace(between)
         if (stand_in := round_of(technique, wanted, ahead, model=best, run=run)) is None:
             share = wanted
             continue
@@ -284,6 +303,7 @@ def _finished(technique: Prune, model: nn.Module, between: Between, run: Run) ->
     if masks is None:
         run.say(f"prune: {technique.share:.0%} of {between.blocks} blocks is none: nothing changed")
         return model
+    between.tell(run)
     masks.hold(model)
     return masks.finish(model, run)
 
@@ -293,8 +313,4 @@ def _plot(points: list[tuple[float, float]], quality: Quality, run: Run) -> None
 
 
 def _nobody(said: object) -> None:
-    """Hears what was said in an earlier round already."""
-
-
-def _nothing(name: str, value: object) -> None:
-    """Records nothing."""
+    """Sees no curve that an earlier round has shown."""

@@ -20,7 +20,8 @@ Cost: one forward pass of two examples, then microseconds per plan; with time, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from math import prod
@@ -32,6 +33,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from compress_core.channels.coupling import Group, Place, cut_keeps, keeps_of
 from compress_core.channels.cutting import axes
+from compress_core.errors import ModelError
 from compress_core.measure import counts
 from compress_core.modes import evaluating, unfused
 
@@ -94,7 +96,7 @@ def formula(total: float, terms: Sequence[tuple[float, Sequence[Place]]], groups
         for member in group.members:
             rows.setdefault(member.place, len(rows))
     lost = torch.zeros(len(rows) + 1, sum(group.size for group in groups), dtype=torch.float64)
-    for group, columns in zip(groups, lost.split([group.size for group in groups], dim=1), strict=True):
+    for group, columns in zip(groups, torch.split(lost, [group.size for group in groups], dim=1), strict=True):
         for member in group.members:
             columns[rows[member.place]] += torch.bincount(member.root, minlength=group.size) / member.size
     width = max((len(places) for _, places in terms), default=1)
@@ -157,10 +159,16 @@ def macs_of(layer: nn.Module, given: Tensor, output: Tensor) -> float:
 
 def cost_of(model: nn.Module, groups: Sequence[Group], of: Counted, run: Run) -> Cost:
     """The parameters or the MACs of a network without some channels: by the formula where it is exact."""
+    known: dict[tuple[int, ...], float] = {}
 
     def real(gone: Masks) -> float:
-        found = counts(without(model, groups, gone), run.example)
-        return float(found.parameters if of == "parameters" else found.macs)
+        key = tuple(int(keep.sum()) for keep in keeps_of(groups, gone).values())
+        if key not in known:
+            cut = without(model, groups, gone)
+            with naming(groups):
+                found = counts(cut, run.example)
+            known[key] = float(found.parameters if of == "parameters" else found.macs)
+        return known[key]
 
     try:
         terms = parameter_terms(model, groups) if of == "parameters" else mac_terms(model, groups, run.example)
@@ -176,6 +184,18 @@ def without(model: nn.Module, groups: Sequence[Group], gone: Masks) -> nn.Module
     copy = deepcopy(model)
     cut_keeps(copy, keeps_of(groups, gone))
     return copy
+
+
+@contextmanager
+def naming(groups: Sequence[Group]) -> Iterator[None]:
+    """Tell in a `ModelError` that the network does not run without the channels on the way to a target."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ModelError(
+            f"the network does not run with so few channels of {', '.join(group.name for group in groups)}: {error}",
+            mend="name in `skip` the layers that must keep more, or aim at `of: count`",
+        ) from error
 
 
 def nothing(groups: Sequence[Group]) -> list[Tensor]:

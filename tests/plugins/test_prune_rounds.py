@@ -22,7 +22,7 @@ from compress_core.masks import masked_tensors
 from compress_core.parts import Change, TrainingTechnique
 from compress_core.testing import Epochs
 from compress_core.weights import weights
-from tests.support import make, make_run
+from tests.support import Transformer, make, make_run
 
 
 class Watch(TrainingTechnique):
@@ -258,3 +258,38 @@ def test_the_same_seed_gives_the_same_bytes(trained):
     techniques = [Prune(amount=0.6, schedule="iterative", rounds=2, allocation="global"), Epochs()]
     one, two = (apply_techniques(trained, techniques, make_run(seed=3)) for _ in range(2))
     assert all(torch.equal(tensor, two.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+def test_what_rounds_choose_by_measuring_is_recorded_once_for_the_network_that_is_kept(monkeypatch):
+    def ratio(self, gone):
+        return 1 - 0.7 * sum(int(mask.sum()) for mask in gone) / sum(len(mask) for mask in gone)
+
+    monkeypatch.setattr("compress_prune.latency.Stopwatch.__call__", ratio)
+    recorded, said = [], []
+    run = make_run(recorder=lambda name, value: recorded.append(value), teller=said.append)
+    prune = Prune(amount=0.5, granularity="channel", of="latency", schedule="iterative", rounds=2)
+    cut = apply_techniques(make("mlp"), [prune, Epochs()], run)
+    assert [choice["kept"]["layers.1"] for choice in recorded] == [cut.layers[1].out_features]
+    assert sum("of the dense network's time" in text for text in said) == 1
+
+
+def test_curves_of_the_first_round_are_shown_once(trained):
+    curves = []
+    prune = Prune(amount=0.5, allocation="sensitivity", schedule="iterative", rounds=3)
+    apply_techniques(trained, [prune, Epochs()], make_run(plotter=curves.append))
+    names = [curve.name for curve in curves]
+    assert len(set(names)) == len(names) == 4  # three layers and the rounds
+
+
+def test_blocks_go_round_by_round_to_the_share_of_all():
+    seen = []
+    firsts = Watch(firsts=seen, zeros=[])
+    said = []
+    net = Transformer(layers=5)
+    prune = Prune(amount=0.6, granularity="depth", schedule="iterative", rounds=3, spacing="linear")
+    cut = apply_techniques(net, [prune, Epochs(), firsts], make_run(teller=said.append))
+    assert len(cut.encoder.layers) == 2
+    assert [len(found) for found in seen] == [len(seen[0]) - step * (len(seen[0]) - len(seen[1])) for step in range(3)]
+    none = Prune(amount=0.1, granularity="depth", schedule="iterative", rounds=2)
+    apply_techniques(Transformer(layers=2), [none, Epochs()], make_run(teller=said.append))
+    assert "10% of 2 blocks is none: nothing changed" in said[-1]
