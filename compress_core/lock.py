@@ -106,7 +106,7 @@ class _Maker:
         return self._entry(
             core=self.core,
             plugins=owners | self._owners([self.recipe.task, *step.parts]),
-            imports={model.factory: place for model, place in models},
+            imports={**_within(*before, step), **{model.factory: place for model, place in models}},
             files=dict(self._named_files([*(model.params for model, _ in models), *step.use.values()])),
             numeric=NUMERIC if step.exporter is None else (*NUMERIC, *EXPORTING),
         )
@@ -286,6 +286,11 @@ def to_yaml(content: Entry) -> str:
     stream = StringIO()
     writer.dump(content, stream)
     return stream.getvalue()
+
+
+def _within(*steps: Step) -> dict[str, str]:
+    """The import strings that the parts of some steps resolve, with the place of each."""
+    return {text: f"pipeline.{step.name}" for step in steps for part in step.parts for text in part.imports()}
 
 
 def _place(step: Step) -> str:

@@ -67,6 +67,10 @@ class Part(BaseModel, ABC):
         """The parts of other kinds that it works with; a change in their plugins makes its results old."""
         return ()
 
+    def imports(self) -> tuple[str, ...]:
+        """The import strings it resolves: changes in the user's code are noticed, what it builds is trusted."""
+        return ()
+
 
 class Technique(Part):
     """Makes a network smaller, faster or better: a model in, a model out."""
@@ -238,10 +242,6 @@ class DataSource(Part):
 
     def files(self) -> tuple[Path, ...]:
         """The files it reads, so that a change in one of them is noticed."""
-        return ()
-
-    def imports(self) -> tuple[str, ...]:
-        """The import strings it resolves, so that a change in the user's code is noticed."""
         return ()
 
 

@@ -171,8 +171,10 @@ def save_model(model: nn.Module, folder: Path, recipe: Recipe, step: str, proven
 
 
 def factories(recipe: Recipe) -> set[str]:
-    """The factories that the recipe names, and so trusts."""
-    return {recipe.model.factory, *(step.model.factory for step in recipe.steps.values() if step.model)}
+    """The factories that the recipe names, for its networks or within its techniques, and so trusts."""
+    steps = recipe.steps.values()
+    named = {text for step in steps for part in step.parts for text in part.imports()}
+    return {recipe.model.factory, *(step.model.factory for step in steps if step.model), *named}
 
 
 def load_step(recipe: Recipe, name: str, workspace: Workspace) -> nn.Module:

@@ -11,6 +11,7 @@ from compress_core import hookimpl
 from compress_core.catalog import catalog
 from compress_core.errors import ModelError
 from compress_core.parts import Change, Part, Technique
+from compress_factorize.substitute import Substitute
 
 if TYPE_CHECKING:
     from torch import nn
@@ -190,4 +191,12 @@ def _told(replaced: Mapping[str, Factors], left: Mapping[str, list[str]], before
 @hookimpl
 def register_techniques() -> list[type[Technique]]:
     """The techniques of this plugin."""
-    return [Factorize]
+    return [Factorize, Substitute]
+
+
+@hookimpl
+def register_modules() -> list[type[nn.Module]]:
+    """The modules that a saved network may contain."""
+    from compress_factorize.blocks import Residual
+
+    return [Residual]
