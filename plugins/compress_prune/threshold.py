@@ -9,7 +9,7 @@ are in the order of the numbers (IEEE 754-2019, sec. 5.10: totalOrder). So theta
 selection, Knuth, The Art of Computer Programming 3, sec. 5.2.5). float16 and bfloat16 take one pass, float32 two,
 float64 four. NaN counts as larger than anything.
 
-Memory: what the numbers yield at a time, such as one block of 2^20, and a histogram of 2^16 counts, however many there
+Memory: what the numbers yield at a time, such as one block of 2^17, and a histogram of 2^16 counts, however many there
 are. Cost: one read of all entries for each pass, no sorting; no data.
 """
 
@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 20
-"""Entries that are looked at together."""
+BLOCK = 1 << 17
+"""Entries that are looked at together: what fits into a cache, and is not fetched from the system each time."""
 DIGIT = 16
 """Bits of one pass."""
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
