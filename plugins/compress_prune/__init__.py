@@ -211,7 +211,7 @@ class Prune(TrainingTechnique):
 
     def _done(self, progress: float) -> float:
         """How much of what shall go in the end has gone at `progress`; it rises in steps."""
-        from compress_prune.magnitude import UPDATES, cubic, ramp
+        from compress_prune.ramp import UPDATES, cubic, ramp
 
         if self.schedule in AT_ONCE or progress >= self.end:
             return 1.0

@@ -147,7 +147,7 @@ class Scale(Criterion):
         from compress_core.weights import NORMS
 
         layer = model.get_submodule(path)
-        scale = layer.weight if isinstance(layer, NORMS) and side == "out" else None
+        scale = layer._parameters.get("weight") if isinstance(layer, NORMS) and side == "out" else None
         return None if scale is None else scale.detach().abs()
 
 

@@ -32,10 +32,10 @@ import torch
 from torch import Tensor, nn
 
 from compress_core.masks import masked_tensors, set_zero
-from compress_prune.magnitude import ramp
 from compress_prune.masks import WeightMasks
 from compress_prune.observing import Scorer
 from compress_prune.patterns import Singles
+from compress_prune.ramp import ramp
 from compress_prune.threshold import Numbers, kth_smallest, smallest, values
 
 if TYPE_CHECKING:

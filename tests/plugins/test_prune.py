@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from compress_prune import Prune
-from compress_prune.magnitude import cubic
+from compress_prune.ramp import cubic
 from compress_prune.threshold import magnitudes, smallest
 from hypothesis import given, settings
 from hypothesis import strategies as st
