@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compress_core.run import Run
+    from compress_factorize.latency import Stopwatch
     from compress_factorize.layers import Found
     from compress_factorize.pieces import Factors
     from compress_factorize.ranks import Option, Ranks
@@ -114,10 +116,12 @@ class Factorize(Technique):
         from compress_factorize.recalibration import recalibrate
 
         before = sum(parameter.numel() for parameter in model.parameters())
+        timed = self._stopwatch(model, run) if self.of == "latency" else None
         attention = open_attention(model)
         found = find_layers(model, run, matching(model, self.skip))
         layers = options(model, run, found, self.method, from_data=self.fit == "data")
-        chosen = self._choose(model, layers, found, run) if layers else {}
+        chosen = self._choose(layers, found) if timed is None else self._timed(model, layers, timed, run)
+        original = deepcopy(model) if self.refine != "none" else None
         replaced = {path: layers[path].factors(ranks) for path, ranks in chosen.items()}
         for path, option in layers.items():
             if path in replaced:
@@ -127,12 +131,25 @@ class Factorize(Technique):
                 found.leave(path, NEEDED[self.of] if needed else SAVES_NOTHING)
         attention.close(model)
         leave_fused_paths(model, replaced)
-        if replaced and self.recalibrate:
-            recalibrate(model, run)
         run.say(_told(replaced, found.left, before, sum(parameter.numel() for parameter in model.parameters())))
+        if replaced and original is not None:
+            self._refine(original, model, replaced, run)
+        elif replaced and self.recalibrate:
+            recalibrate(model, run)
         return model
 
-    def _choose(self, model: nn.Module, layers: dict[str, Option], found: Found, run: Run) -> Ranks:
+    def _refine(self, original: nn.Module, model: nn.Module, replaced: Mapping[str, Factors], run: Run) -> None:
+        """Fit every chain on its own to what its layer gave, and tell by how much that helps."""
+        from compress_factorize.fitting import fit_pieces
+
+        steps = self.refine_steps if self.refine == "steps" else 0
+        fits = fit_pieces(
+            original, model, {path: factors.pieces for path, factors in replaced.items()}, run, steps=steps
+        )
+        told = ", ".join(f"{path} {fit.before:.1%} to {fit.after:.1%}" for path, fit in fits.items())
+        run.say(f"factorize: error of the outputs on batches held out, before and after fitting: {told}")
+
+    def _choose(self, layers: Mapping[str, Option], found: Found) -> Ranks:
         """The ranks of each layer that is replaced."""
         from compress_factorize.ranks import Budget, by_energy, by_evbmf, by_rank
 
@@ -143,20 +160,23 @@ class Factorize(Technique):
         if self.rank is not None:
             return by_rank(layers, self.rank)
         assert self.ratio is not None
-        if self.of != "latency":
-            return Budget(layers, self.multiple, self.of).ranks(self.ratio)
-        return self._timed(model, layers, run)
+        return Budget(layers, self.multiple, self.of).ranks(self.ratio)
 
-    def _timed(self, model: nn.Module, layers: dict[str, Option], run: Run) -> Ranks:
+    def _stopwatch(self, model: nn.Module, run: Run) -> Stopwatch:
+        """Times networks beside this one."""
+        from compress_factorize.latency import Stopwatch
+
+        exporter = None if self.runtime == TORCH else catalog().exporters[self.runtime]()
+        return Stopwatch(model, exporter, self.batch, run)
+
+    def _timed(self, model: nn.Module, layers: Mapping[str, Option], timed: Stopwatch, run: Run) -> Ranks:
         """The ranks with which a call takes a share of its time, measured here, told and recorded."""
         import torch
 
-        from compress_factorize.latency import Stopwatch, by_latency
+        from compress_factorize.latency import by_latency
         from compress_factorize.ranks import Budget
 
         assert self.ratio is not None
-        exporter = None if self.runtime == TORCH else catalog().exporters[self.runtime]()
-        timed = Stopwatch(model, exporter, self.batch, run)
         ranks, taken = by_latency(model, layers, Budget(layers, self.multiple, "macs"), self.ratio, timed)
         threads = torch.get_num_threads()
         if ranks is None:

@@ -14,7 +14,7 @@ Cost: at most `MEASUREMENTS` networks, a second each, and their export where the
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +77,7 @@ class Stopwatch:
 
 
 def by_latency(
-    model: nn.Module, layers: dict[str, Option], budget: Budget, share: float, timed: Timed
+    model: nn.Module, layers: Mapping[str, Option], budget: Budget, share: float, timed: Timed
 ) -> tuple[Ranks | None, float]:
     """The ranks of the largest budget whose network takes at most a share of the time, and the share that it takes.
 
@@ -101,7 +101,7 @@ def by_latency(
 
 
 def _built(
-    model: nn.Module, layers: dict[str, Option], ranks: Ranks, known: dict[tuple[str, tuple[int, ...]], Factors]
+    model: nn.Module, layers: Mapping[str, Option], ranks: Ranks, known: dict[tuple[str, tuple[int, ...]], Factors]
 ) -> nn.Module:
     """A copy of the network with these ranks; pieces that were computed before are taken again."""
     copy = deepcopy(model)
