@@ -68,7 +68,7 @@ class Candidates:
 class Factors:
     """The layers that take the place of one."""
 
-    pieces: nn.Module
+    pieces: nn.Sequential
     ranks: tuple[int, ...]
     error: float
     """||W - W'|| / ||W||; of the responses where the inputs are known, sqrt(E|y - y'|^2 / E|y|^2)."""
@@ -198,7 +198,7 @@ def build(layer: Layer, pieces: Sequence[Piece], shift: Tensor | None = None) ->
         shift: what is added to the bias, if there is one, (out,).
     """
     built = [_layer_of(layer, piece, last=piece is pieces[-1]) for piece in pieces]
-    if shift is not None and (bias := built[-1].bias) is not None:
+    if shift is not None and isinstance(bias := built[-1].bias, Tensor):
         with torch.no_grad():
             bias.add_(shift.to(bias))
     return nn.Sequential(*built).train(layer.training)
@@ -236,6 +236,7 @@ def _layer_of(layer: Layer, piece: Piece, *, last: bool) -> Layer:
     if isinstance(layer, nn.Linear):
         made = nn.utils.skip_init(nn.Linear, inputs, outputs, **placed)  # type: ignore[no-untyped-call]
     else:
+        assert isinstance(layer, nn.Conv2d)
         kernel, geometry = tuple(piece.weight.shape[2:]), _geometry(layer, piece.axes)
         made = nn.utils.skip_init(  # type: ignore[no-untyped-call]
             nn.Conv2d, inputs * piece.groups, outputs, kernel, groups=piece.groups, **geometry, **placed
@@ -243,7 +244,7 @@ def _layer_of(layer: Layer, piece: Piece, *, last: bool) -> Layer:
     with torch.no_grad():
         made.weight.copy_(piece.weight.to(layer.weight.dtype))
         made.weight.requires_grad_(layer.weight.requires_grad)
-        if made.bias is not None and layer.bias is not None:
+        if isinstance(made.bias, Tensor) and isinstance(layer.bias, Tensor):
             made.bias.copy_(layer.bias)
             made.bias.requires_grad_(layer.bias.requires_grad)
     return made

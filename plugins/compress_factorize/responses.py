@@ -51,7 +51,8 @@ def ridged(moment: Tensor) -> Tensor:
 def root_of(moment: Tensor) -> Tensor:
     """A matrix R with R R^T = C, from the eigenvalues; symmetric."""
     values, vectors = torch.linalg.eigh(moment)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    found: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return found
 
 
 def whitened(matrix: Tensor, moment: Tensor) -> Tensor:
@@ -101,7 +102,8 @@ def _leading(matrix: Tensor, moment: Tensor) -> Tensor:
     """M Q for the right singular vectors Q of C^(1/2) M, with unit columns: C^(-1/2) P without the inverse."""
     right: Tensor = torch.linalg.svd(root_of(moment) @ matrix, full_matrices=False)[2]
     found = matrix @ right.T
-    return found / torch.linalg.vector_norm(found, dim=0).clamp(min=1e-30)
+    norms: Tensor = torch.linalg.vector_norm(found, dim=0)
+    return found / norms.clamp(min=1e-30)
 
 
 def spatial_features(vertical: Tensor, width: int) -> Tensor:
@@ -120,7 +122,8 @@ def explained(matrix: Tensor, moment: Tensor, features: Tensor) -> Tensor:
     """R (features, out) such that R_n^T R_n are the second moments of what the first n features explain."""
     seen = features @ moment
     lower = torch.linalg.cholesky(ridged(seen @ features.T))
-    return torch.linalg.solve_triangular(lower, seen @ matrix.T, upper=False)
+    found: Tensor = torch.linalg.solve_triangular(lower, seen @ matrix.T, upper=False)
+    return found
 
 
 def regressed(matrix: Tensor, moment: Tensor, features: Tensor) -> Tensor:
