@@ -126,6 +126,7 @@ def _place(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
     if not path:
         return module
     parent, name = _parent(model, path)
+    vars(parent).pop(name, None)  # a function that a module takes the place of would hide it
     parent._modules[name] = module
     return model
 
