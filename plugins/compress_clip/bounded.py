@@ -13,10 +13,11 @@ regularizer on alpha). Cost: one more comparison per activation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 LEAST = 1e-6
 """The smallest bound; at 0 nothing would pass, and nothing would be learned."""
@@ -51,6 +52,19 @@ def bounded(model: nn.Module) -> dict[str, BoundedReLU]:
 def l2_of_bounds(modules: Iterable[BoundedReLU], factor: float) -> Tensor:
     """Half the factor times the sum of the squared bounds, a scalar."""
     return factor / 2 * torch.stack([module.bound for module in modules]).square().sum()
+
+
+def show_rectifiers(model: nn.Module, skipped: Collection[int]) -> None:
+    """Make the function that torch's transformer layers call between their linear layers a module, in place.
+
+    Args:
+        model: the network.
+        skipped: the `id` of each module that stays as it is.
+    """
+    for module in model.modules():
+        known = isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer)
+        if known and module.activation is F.relu and id(module) not in skipped:
+            module.activation = nn.ReLU().train(module.training)
 
 
 def replace_modules(model: nn.Module, others: dict[int, nn.Module]) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from compress_core.errors import ModelError
 from compress_core.parts import Change, TrainingTechnique
 from compress_core.selecting import matching
 
@@ -24,14 +23,15 @@ class Pact(TrainingTechnique):
     The first alpha is a percentile of what the rectifier gives for calibration examples. In a step that trains,
     the loss pulls it up where it cuts off too much, and the regularizer pulls it down; without epochs it stays. With
     `quantize` in the same step, or after it, the integers of an activation lie within the bound. Rectifiers are the
-    modules `nn.ReLU` and `nn.ReLU6`; one that is called in several places has one bound.
+    modules `nn.ReLU` and `nn.ReLU6`, and those of torch's transformer layers; one that is called in several places has
+    one bound.
     """
 
     name = "pact"
     example: ClassVar[dict[str, Any]] = {"percentile": 99.9}
 
     percentile: float = Field(default=99.9, ge=50, le=100)
-    """The share of a rectifier's values, in per cent, that its first bound holds."""
+    """The share of a rectifier's values above 0, in per cent, that its first bound holds."""
     l2: float = Field(default=1e-4, ge=0)
     """Weight of the bounds' squares in the loss: (l2 / 2) * sum of alpha^2."""
     skip: tuple[str, ...] = ()
@@ -46,18 +46,14 @@ class Pact(TrainingTechnique):
         """Bound the rectifiers, in place; those that are bounded already keep their bounds.
 
         Raises:
-            ModelError: the network has no rectifier, or a pattern in `skip` matches no module.
+            ModelError: a pattern in `skip` matches no module.
         """
-        from compress_clip.bounded import BoundedReLU, bounded, replace_modules
+        from compress_clip.bounded import BoundedReLU, replace_modules, show_rectifiers
         from compress_core.modes import leave_fused_paths
 
         skipped = {id(module) for module in matching(model, self.skip).values()}
+        show_rectifiers(model, skipped)
         rectifiers = {path: module for path, module in _rectifiers(model).items() if id(module) not in skipped}
-        if not rectifiers and not bounded(model):
-            raise ModelError(
-                "the network has no module nn.ReLU or nn.ReLU6 to bound",
-                mend="call nn.ReLU modules instead of functions in its forward, or shorten `skip`",
-            )
         model.to(run.device)
         bounds = _calibrated(model, rectifiers, self.percentile, run)
         if lost := [path for path in rectifiers if path not in bounds]:
@@ -93,6 +89,9 @@ class Pact(TrainingTechnique):
         from compress_clip.bounded import bounded
 
         found = bounded(model)
+        if not found:
+            run.say("pact: the network has no rectifier that is a module, such as nn.ReLU: nothing changed")
+            return model
         now = _span([module.bound.item() for module in found.values()])
         before = _span([value.item() for value in state.buffers()] if state is not None else [])
         run.say(f"pact: {len(found)} rectifiers are bounded at {now}; {before} at first")
@@ -107,9 +106,9 @@ def _rectifiers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _calibrated(model: nn.Module, rectifiers: Mapping[str, nn.Module], percentile: float, run: Run) -> dict[str, float]:
-    """For each rectifier that is reached, the mean over batches of the percentile of what it gives.
+    """For each rectifier that is reached, the mean over batches of the percentile of what it lets through.
 
-    One that gives zeros only gets the bound of a ReLU6.
+    One that lets nothing through gets the bound of a ReLU6.
     """
     import torch
 
@@ -118,9 +117,10 @@ def _calibrated(model: nn.Module, rectifiers: Mapping[str, nn.Module], percentil
     seen: dict[str, list[float]] = {}
 
     def watch(path: str, output: Tensor) -> None:
-        flat = output.detach().float().flatten()
-        rank = max(1, round(len(flat) * percentile / 100))
-        seen.setdefault(path, []).append(float(flat.kthvalue(rank).values))
+        passed = output.detach()[output > 0].float()
+        values = seen.setdefault(path, [])
+        if len(passed):
+            values.append(float(passed.kthvalue(max(1, round(len(passed) * percentile / 100))).values))
 
     handles = [
         module.register_forward_hook(lambda module, inputs, output, path=path: watch(path, output))
@@ -133,8 +133,7 @@ def _calibrated(model: nn.Module, rectifiers: Mapping[str, nn.Module], percentil
     finally:
         for handle in handles:
             handle.remove()
-    means = {path: sum(values) / len(values) for path, values in seen.items()}
-    return {path: mean if mean > 0 else 6.0 for path, mean in means.items()}
+    return {path: sum(values) / len(values) if values else 6.0 for path, values in seen.items()}
 
 
 def _first(model: nn.Module) -> nn.Module:
