@@ -98,7 +98,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 def fit_pieces(
-    original: nn.Module, model: nn.Module, pieces: Mapping[str, nn.Sequential], run: Run, *, steps: int = 0
+    original: nn.Module, model: nn.Module, pieces: Mapping[str, nn.Module], run: Run, *, steps: int = 0
 ) -> dict[str, Fit]:
     """Fit the chains in a network, in place, and tell the error of each.
 
@@ -118,8 +118,9 @@ def fit_pieces(
     with evaluating(original), evaluating(model), unfused():
         for path in in_order(model, pieces, run):
             layer, chain = original.get_submodule(path), pieces[path]
+            assert isinstance(chain, nn.Sequential)
 
-            def pairs(some: list[Batch], layer: nn.Module = layer, chain: nn.Module = chain) -> Iterator[Pair]:
+            def pairs(some: list[Batch], layer: nn.Module = layer, chain: nn.Sequential = chain) -> Iterator[Pair]:
                 for batch in some:
                     with torch.no_grad():
                         inputs, outputs = seen(model, chain, run, batch)[0], seen(original, layer, run, batch)[1]
@@ -129,13 +130,6 @@ def fit_pieces(
             if steps:
                 found[path] = fit_all(chain, kept(pairs(fit)), kept(pairs(held)), steps, found[path])
     return found
-
-
-def refine(original: nn.Module, model: nn.Module, pieces: Mapping[str, nn.Module], run: Run, steps: int) -> str:
-    """Fit the chains as `fit_pieces` does, and say with which errors; nothing if there is none."""
-    chains = {path: chain for path, chain in pieces.items() if isinstance(chain, nn.Sequential)}
-    fits = fit_pieces(original, model, chains, run, steps=steps)
-    return ", ".join(f"{path} (error {fit.before:.1%} to {fit.after:.1%})" for path, fit in fits.items())
 
 
 @torch.no_grad()
