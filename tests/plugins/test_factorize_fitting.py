@@ -188,12 +188,7 @@ def test_refining_regains_quality_without_training(trained, how):
     said = []
     run = make_run(teller=said.append)
     cut = partial(Factorize, ratio=0.3, fit="weight", recalibrate=False, refine_steps=30)
-    plain, refined = (
-        apply_techniques(
-            trained, [Factorize(ratio=0.3, fit="weight", recalibrate=False, refine=way, refine_steps=30)], run
-        )
-        for way in ("none", how)
-    )
+    plain, refined = (apply_techniques(trained, [cut(refine=way)], run) for way in ("none", how))
     assert run.evaluate(refined).value > run.evaluate(plain).value + 0.05
     assert "before and after fitting: blocks.0.conv1 " in said[-1] and "% to " in said[-1]
     assert plain.state_dict().keys() == refined.state_dict().keys()
