@@ -227,12 +227,14 @@ def _unfed(model: nn.Module, group: Group) -> Tensor:
 
 
 def _silent(model: nn.Module, group: Group, members: Sequence[Member]) -> Tensor:
-    """The channels of a group for which all of these layers have zeros only, none without layers, (group size,)."""
-    quiet = torch.full((group.size,), bool(members))
+    """The channels of a group that some of these layers have, and all that have them have as zeros, (group size,)."""
+    had = torch.zeros(group.size, dtype=torch.bool)
+    speaking = torch.zeros_like(had)
     for member in members:
-        speaks = ~_zero_channels(model.get_submodule(member.place[0]), "out" if member.place[1] == "out" else "in")
-        quiet[member.root[speaks[member.index]]] = False
-    return quiet
+        zero = _zero_channels(model.get_submodule(member.place[0]), "out" if member.place[1] == "out" else "in")
+        had[member.root] = True
+        speaking[member.root[~zero[member.index]]] = True
+    return had & ~speaking
 
 
 def _zero_channels(module: nn.Module, side: Side) -> Tensor:

@@ -9,6 +9,7 @@ from compress_clip import Clip
 from compress_clip.constants import fold_constant
 from compress_clip.dead_units import without_dead_units
 from compress_export import Onnx
+from compress_zoo.resnet import CifarResNet
 from torch import nn
 from torch.nn import functional as F
 
@@ -191,6 +192,53 @@ def test_a_depthwise_convolution_passes_a_constant_on():
     result, _ = clipped(model)
     assert result.spread.groups == 10
     assert result.project.in_channels == 10
+    assert torch.allclose(outputs(result), before, atol=1e-5)
+
+
+def test_a_channel_goes_through_shortcuts_that_pad_and_subsample():
+    torch.manual_seed(0)
+    model = shaken(CifarResNet(1, inputs=1))
+    writers = [(model.conv1, model.bn1, 5)]
+    for stage, channel in ((model.layer1, 5), (model.layer2, 8 + 5), (model.layer3, 16 + 8 + 5)):
+        writers.append((stage[0].conv2, stage[0].bn2, channel))
+    with torch.no_grad():
+        for convolution, norm, channel in writers:
+            convolution.weight[channel] = 0
+            for tensor in (norm.running_mean, norm.bias):
+                tensor[channel] = 0
+        model.linear.weight[:, 3] = 0  # a channel of the last stage that begins there
+    before = outputs(model)
+    result, _ = clipped(model)
+    widths = [getattr(result, name)[0].conv2.out_channels for name in ("layer1", "layer2", "layer3")]
+    assert widths == [15, 31, 62]
+    assert torch.allclose(outputs(result), before, atol=1e-4)
+
+
+class Dense(nn.Module):
+    """Two convolutions side by side, concatenated, flattened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 4, 3), nn.Conv2d(1, 6, 3)
+        self.three = nn.Conv2d(10, 5, 1)
+        self.head = nn.Linear(5 * 36, 10)
+
+    def forward(self, image):
+        return self.head(torch.relu(self.three(torch.cat([self.one(image), self.two(image)], 1))).flatten(1))
+
+
+def test_concatenated_and_flattened_units_go_from_where_they_are_read():
+    torch.manual_seed(0)
+    model = Dense()
+    starve(model.two, [1, 2], bias=0.3)
+    with torch.no_grad():
+        model.three.weight[:, 0] = 0
+        model.head.weight.view(10, 5, 36)[:, 4] = 0
+    before = outputs(model)
+    result, said = clipped(model)
+    sizes = (result.one.out_channels, result.two.out_channels, result.three.weight.shape[:2], result.head.in_features)
+    assert sizes == (3, 4, (4, 7), 4 * 36)
+    assert said[-1].endswith("; 2 of them left a constant in the next bias")
     assert torch.allclose(outputs(result), before, atol=1e-5)
 
 
