@@ -204,9 +204,10 @@ class Criterion(Part):
         """Called before scores are read: measure on calibration batches what the scores rest on."""
 
     def weight_scores(self, name: str, weight: Tensor, state: nn.Module | None) -> Tensor | None:
-        """The score of each entry of the weight of that name, in its shape; None if it has none for single weights.
+        """The score of each entry of the weight of that name, in its shape; None if it has none for it.
 
-        Scores of entries that go together are added, and `pooled` makes one score of the sum.
+        Whether it is None may not depend on what was observed: it is asked before anything was. Scores of entries that
+        go together are added, and `pooled` makes one score of the sum.
         """
         return None
 

@@ -179,7 +179,7 @@ class Prune(TrainingTechnique):
         Raises:
             ModelError: nothing can go, or a pattern in `skip` matches no module.
         """
-        masks = self._masks(model, run)
+        masks = self._masks(model, run).to(run.device)
         if self.schedule in AT_ONCE:
             masks.grow(model, 1.0, run)
         return masks

@@ -33,7 +33,7 @@ def importance(model: nn.Module, group: Group, scorer: Scorer) -> Tensor | None:
     found = False
     for member in group.members:
         path, side, _ = member.place
-        scores = _scores(model, path, side, scorer) if side in {"out", "in"} else None
+        scores = _scores(model, path, side, member.size, scorer) if side in {"out", "in"} else None
         if scores is not None:
             total.index_add_(0, member.root, scores.cpu().double()[member.index])
             found = True
@@ -64,27 +64,29 @@ def nearest_kept(size: int, kept: float, step: int, at_most: int) -> int:
     return min(nearest, size if at_most == size else at_most // step * step)
 
 
-def counts_gone(
-    groups: Sequence[Group],
-    scores: Sequence[Tensor],
-    gone: Sequence[Tensor],
-    amount: float,
-    multiple: int,
-    *,
-    whole: bool,
-) -> list[int]:
-    """How many channels of each group go at `amount`, a share of each group or of all channels together.
+def ranking(scores: Sequence[Tensor], gone: Sequence[Tensor]) -> Tensor:
+    """The numbers of the groups to which the channels of all groups belong, what is gone first, then the least.
 
-    Args:
-        groups: what can be pruned.
-        scores: the importance of each channel, per group.
-        gone: masks of the channels that went before; they count and stay away.
-        amount: the share that goes, in (0, 1).
-        multiple: what the number that stays has to be a multiple of.
-        whole: whether the share is one of all channels together.
+    The most important channel of each group is left out.
     """
-    wanted = _ranked(scores, gone, amount) if whole else [round(amount * group.size) for group in groups]
-    return rounded(groups, wanted, gone, multiple)
+    relative = []
+    for score, mask in zip(scores, gone, strict=True):
+        shifted = score - score[~mask].min().clamp(max=0.0)
+        scaled = shifted / shifted[~mask].mean().clamp(min=1e-30)
+        scaled[mask] = -1.0
+        scaled[scaled.argmax()] = torch.inf
+        relative.append(scaled)
+    row = torch.cat(relative)
+    order = row.argsort(stable=True)
+    groups = torch.arange(len(scores)).repeat_interleave(torch.tensor([len(score) for score in scores]))
+    return groups[order[row[order] < torch.inf]]
+
+
+def counts_among(ranked: Tensor, scores: Sequence[Tensor], amount: float) -> list[int]:
+    """How many channels of each group are among the first of a ranking, `amount` of all channels."""
+    first = ranked[: round(amount * sum(len(score) for score in scores))]
+    found: list[int] = torch.bincount(first, minlength=len(scores)).tolist()
+    return found
 
 
 def rounded(groups: Sequence[Group], wanted: Sequence[int], gone: Sequence[Tensor], multiple: int) -> list[int]:
@@ -103,30 +105,18 @@ def least(scores: Tensor, count: int, gone: Tensor, blocks: int = 1) -> Tensor:
 
     Channels that went before go first. A number that the blocks cannot share equally is rounded down.
     """
-    ranked = torch.where(gone, -torch.inf, scores).reshape(blocks, -1)
-    mask = torch.zeros_like(ranked, dtype=torch.bool)
-    return mask.scatter_(1, ranked.argsort(dim=1, stable=True)[:, : count // blocks], True).reshape(-1)
+    return places(scores, gone, blocks) < count // blocks
 
 
-def _scores(model: nn.Module, path: str, side: str, scorer: Scorer) -> Tensor | None:
+def places(scores: Tensor, gone: Tensor, blocks: int = 1) -> Tensor:
+    """How many channels of its block go before each channel, (channels,)."""
+    order = torch.where(gone, -torch.inf, scores).reshape(blocks, -1).argsort(dim=1, stable=True)
+    return order.argsort(dim=1, stable=True).reshape(-1)
+
+
+def _scores(model: nn.Module, path: str, side: str, size: int, scorer: Scorer) -> Tensor | None:
     if not scorer.criterion.scores_weights():
-        return scorer.channel_scores(model, path, side)
+        return scorer.channel_scores(model, path, side, size)
     layer = model.get_submodule(path)
     scores = scorer.weight_scores(f"{path}.weight", layer.weight) if is_layer(layer) else None
     return None if scores is None else channel_sums(layer, side, scores)
-
-
-def _ranked(scores: Sequence[Tensor], gone: Sequence[Tensor], amount: float) -> list[int]:
-    """How many channels of each group are among the least important share of all channels."""
-    relative = []
-    for score, mask in zip(scores, gone, strict=True):
-        shifted = score - score[~mask].min().clamp(max=0.0)
-        scaled = shifted / shifted[~mask].mean().clamp(min=1e-30)
-        scaled[mask] = -1.0
-        scaled[scaled.argmax()] = torch.inf
-        relative.append(scaled)
-    row = torch.cat(relative)
-    order = row.argsort(stable=True)[: round(amount * len(row))]
-    chosen = torch.zeros(len(row), dtype=torch.bool)
-    chosen[order[row[order] < torch.inf]] = True
-    return [int(piece.sum()) for piece in torch.split(chosen, [len(score) for score in scores])]

@@ -101,9 +101,9 @@ class Movement(Criterion):
 
     def begin(self, model: nn.Module, run: Run) -> nn.Module | None:
         """A sum over the updates."""
-        from compress_prune.observing import Sums
+        from compress_prune.observing import PerWeight
 
-        return Sums(model)
+        return PerWeight(model)
 
     def observe(self, model: nn.Module, state: nn.Module | None) -> None:
         """Subtract gradient times weight."""
@@ -126,9 +126,12 @@ class Random(Criterion):
 
     def begin(self, model: nn.Module, run: Run) -> nn.Module | None:
         """A number for each weight."""
-        from compress_prune.observing import Lots
+        import torch
 
-        return Lots(model, run.seed)
+        from compress_prune.observing import PerWeight
+
+        lots = torch.Generator().manual_seed(run.seed)
+        return PerWeight(model, lambda weight: torch.rand(weight.shape, generator=lots).to(weight))
 
     def weight_scores(self, name: str, weight: Tensor, state: nn.Module | None) -> Tensor | None:
         """A number from the uniform distribution."""

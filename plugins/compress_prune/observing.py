@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from compress_core.errors import PluginError
 from compress_core.modes import evaluating
 from compress_core.weights import weights
 from compress_prune.scoring import by_channel
@@ -22,17 +23,18 @@ MOMENTUM = 0.9
 
 
 class PerWeight(nn.Module):
-    """A number for every entry of every weight of a network."""
+    """A number for every entry of every weight of a network: a sum over what is observed."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, first: Callable[[Tensor], Tensor] = torch.zeros_like) -> None:
+        """Begin with `first(weight)` for each weight, of its shape."""
         super().__init__()
-        self.index = {place.name: f"of_{index}" for index, place in enumerate(weights(model))}
-        for place in weights(model):
-            self.register_buffer(self.index[place.name], self.first(place.parameter.detach()))
-
-    def first(self, weight: Tensor) -> Tensor:
-        """The numbers before anything is observed."""
-        return torch.zeros_like(weight)
+        places = weights(model)
+        for index, place in enumerate(places):
+            self.register_buffer(f"of_{index}", first(place.parameter.detach()))
+        known = {id(place.parameter): f"of_{index}" for index, place in enumerate(places)}
+        parameters = model.named_parameters(remove_duplicate=False)
+        self.index = {name: known[id(parameter)] for name, parameter in parameters if id(parameter) in known}
+        self.names = [place.name for place in places]
 
     def of(self, name: str) -> Tensor:
         """The numbers of the weight of that name."""
@@ -41,21 +43,13 @@ class PerWeight(nn.Module):
     @torch.no_grad()
     def add(self, model: nn.Module, term: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Take `term(weight, gradient)` in, for every weight that has a gradient."""
-        for name in self.index:
+        for name in self.names:
             weight = model.get_parameter(name)
             if weight.grad is not None:
                 self.take(self.of(name), term(weight, weight.grad))
 
     def take(self, seen: Tensor, term: Tensor) -> None:
         """Put a term into what was seen, in place."""
-        raise NotImplementedError
-
-
-class Sums(PerWeight):
-    """Sums over all observations."""
-
-    def take(self, seen: Tensor, term: Tensor) -> None:
-        """Add it."""
         seen.add_(term)
 
 
@@ -76,18 +70,6 @@ class Means(PerWeight):
     def take(self, seen: Tensor, term: Tensor) -> None:
         """Move the mean towards the term: a plain mean of the first ten, a running one later."""
         seen.lerp_(term, max(1 - MOMENTUM, 1 / int(self.count)))
-
-
-class Lots(PerWeight):
-    """A random number for every entry."""
-
-    def __init__(self, model: nn.Module, seed: int) -> None:
-        self.__dict__["generator"] = torch.Generator().manual_seed(seed)
-        super().__init__(model)
-
-    def first(self, weight: Tensor) -> Tensor:
-        """Numbers in [0, 1)."""
-        return torch.rand(weight.shape, generator=self.__dict__["generator"])
 
 
 class Inputs(nn.Module):
@@ -171,12 +153,31 @@ class Scorer(nn.Module):
         self.criterion.measure(model, self.seen, run)
 
     def weight_scores(self, name: str, weight: Tensor) -> Tensor | None:
-        """The score of each entry of a weight, in its shape."""
-        return self.criterion.weight_scores(name, weight, self.seen)
+        """The score of each entry of a weight, in its shape.
 
-    def channel_scores(self, model: nn.Module, path: str, side: str) -> Tensor | None:
-        """The score of each channel of a layer."""
-        return self.criterion.channel_scores(model, path, side, self.seen)
+        Raises:
+            PluginError: the criterion gives scores of another shape.
+        """
+        return self._fitting(self.criterion.weight_scores(name, weight, self.seen), weight.shape, name)
+
+    def channel_scores(self, model: nn.Module, path: str, side: str, size: int) -> Tensor | None:
+        """The score of each of the `size` channels of a layer.
+
+        Raises:
+            PluginError: the criterion gives another number of scores.
+        """
+        return self._fitting(self.criterion.channel_scores(model, path, side, self.seen), torch.Size([size]), path)
+
+    def _fitting(self, scores: Tensor | None, shape: torch.Size, name: str) -> Tensor | None:
+        if scores is None:
+            return None
+        if scores.shape != shape:
+            raise PluginError(
+                f"the criterion {self.criterion.name!r} gives scores of shape {tuple(scores.shape)} "
+                f"for {name}, which has {tuple(shape)}",
+                mend="use another criterion, or tell its author",
+            )
+        return scores.detach() if scores.is_floating_point() else scores.detach().float()
 
 
 def backward_passes(model: nn.Module, run: Run) -> Any:

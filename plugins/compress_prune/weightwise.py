@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from compress_core.errors import ModelError
-from compress_core.weights import weights
+from compress_core.weights import Place, weights
 from compress_prune.allocating import erdos_renyi
 from compress_prune.dynamic import Exchange, Rigl, Surgery
 from compress_prune.masks import WeightMasks
@@ -33,7 +33,8 @@ def weight_masks(technique: Prune, model: nn.Module, run: Run) -> WeightMasks:
     """
     sets = sets_of(technique)
     places = weights(model, spared(technique, model).values())
-    reasons = {place.name: sets.misfit(tuple(place.parameter.shape)) for place in places}
+    scorer, whole = Scorer(technique.ranking, model, run), technique.allocation == "global"
+    reasons = {place.name: sets.misfit(tuple(place.parameter.shape)) or _unscored(place, scorer) for place in places}
     left = [((name,), reason) for name, reason in reasons.items() if reason]
     check_named(technique, model, (place.path for place in places if not reasons[place.name]), left)
     kept = [f"{names} left alone: {reason}" for names, reason in by_reason(left)]
@@ -45,7 +46,6 @@ def weight_masks(technique: Prune, model: nn.Module, run: Run) -> WeightMasks:
         )
     for text in kept:
         run.say(f"prune: {text}")
-    scorer, whole = Scorer(technique.ranking, model, run), technique.allocation == "global"
     if technique.allocation == "sensitivity":
         shares = shares_by_sensitivity(model, fitting, sets, scorer, technique.share, run=run)
     else:
@@ -58,6 +58,12 @@ def weight_masks(technique: Prune, model: nn.Module, run: Run) -> WeightMasks:
             return Rigl(model, shares, sets, scorer, whole=whole, exchange=exchange)
         case _:
             return WeightMasks(model, shares, sets, scorer, whole=whole)
+
+
+def _unscored(place: Place, scorer: Scorer) -> str | None:
+    if scorer.weight_scores(place.name, place.parameter) is None:
+        return f"the criterion `{scorer.criterion.name}` has no score for it"
+    return None
 
 
 def sets_of(technique: Prune) -> Singles:

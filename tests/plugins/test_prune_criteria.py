@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
+from typing import ClassVar
 
 import compress_prune
 import pytest
@@ -19,9 +21,10 @@ from torch.nn import functional as F
 from compress_core.applying import apply_techniques
 from compress_core.catalog import catalog
 from compress_core.channels.coupling import coupled_groups
-from compress_core.errors import ModelError, RecipeError
+from compress_core.errors import ModelError, PluginError, RecipeError
 from compress_core.order import check_together
-from compress_core.testing import Epochs
+from compress_core.parts import Criterion
+from compress_core.testing import Epochs, checks_for
 from compress_core.weights import weights
 from tests.core.fakes import fake_catalog, point
 from tests.support import make, make_run
@@ -166,18 +169,17 @@ def test_l1_on_scales_makes_them_small_in_training_and_slimming_removes_those():
     from compress_tune import Tune
 
     run = make_run()
-    tune = {"epochs": 8, "optimizer": "sgd", "learning_rate": 0.1, "batch_size": 32}
-    plain = apply_techniques(make("conv"), [Tune(**tune)], run)
-    sparse = apply_techniques(make("conv"), [Tune(**tune, l1=0.02, l1_on="scales")], run)
-
-    def least(model):
-        return torch.cat([model.blocks[i].bn1.weight.abs() for i in (0, 1)]).sort().values[:20].mean()
-
-    assert least(sparse) < 0.2 * least(plain)
-    cut = {"amount": 0.4, "granularity": "channel", "criterion": "scale", "allocation": "global"}
-    after = [run.evaluate(apply_techniques(model, [Prune(**cut)], run)).value for model in (plain, sparse)]
-    assert after[1] > after[0] + 0.1
-    together = apply_techniques(make("conv"), [Prune(**cut), Tune(**tune, l1=0.02, l1_on="scales")], run)
+    tune = Tune(epochs=8, optimizer="sgd", learning_rate=0.1, batch_size=32, l1=0.02, l1_on="scales")
+    sparse = apply_techniques(make("conv"), [tune], run)
+    scales = torch.cat([sparse.blocks[i].bn1.weight.abs() for i in (0, 1)])
+    assert int((scales < 0.05).sum()) >= 15  # they begin at 1
+    cut = {"amount": 0.4, "granularity": "channel", "allocation": "global"}
+    after = [
+        run.evaluate(apply_techniques(sparse, [Prune(**cut, criterion=name)], run)).value
+        for name in ("scale", "random")
+    ]
+    assert after[0] > after[1] + 0.1
+    together = apply_techniques(make("conv"), [Prune(**cut, criterion="scale"), tune], run)
     assert run.evaluate(together).value > 0.8
     assert sum(p.numel() for p in together.parameters()) < 0.75 * sum(p.numel() for p in sparse.parameters())
 
@@ -316,9 +318,46 @@ def test_a_criterion_that_learns_from_training_is_refused_without_it():
     check_together([Prune(amount=0.5, criterion="movement"), Epochs(epochs=1)], teacher=False)
 
 
+class Odd(Criterion):
+    """Scores convolutions only, as integers; and of a wrong shape if it is asked to."""
+
+    name = "odd"
+    shape: ClassVar[tuple[int, ...]] = ()
+
+    def weight_scores(self, name, weight, state):
+        scores = (weight * 1e6).int().abs()
+        return (scores.reshape(self.shape) if self.shape else scores) if weight.ndim == 4 else None
+
+
+def with_criterion(monkeypatch, kind):
+    found = replace(catalog(), criteria={**catalog().criteria, kind.name: kind})
+    for module in (compress_prune, compress_prune.fitting, compress_prune.conditions):
+        monkeypatch.setattr(module, "catalog", lambda: found)
+
+
+def test_weights_without_a_score_are_left_alone_by_name(monkeypatch):
+    with_criterion(monkeypatch, Odd)
+    said: list[str] = []
+    model = make("conv")
+    pruned = apply_techniques(model, [Prune(amount=0.5, criterion="odd")], make_run(teller=said.append))
+    assert said[0] == "prune: head.weight left alone: the criterion `odd` has no score for it"
+    assert torch.equal(pruned.head.weight, model.head.weight)
+    assert int((pruned.stem.weight == 0).sum()) == 72
+    with pytest.raises(ModelError, match="`odd` has no score for it"):
+        apply_techniques(make("mlp"), [Prune(amount=0.5, criterion="odd")], make_run())
+
+
+def test_scores_of_a_wrong_shape_are_the_fault_of_their_plugin(monkeypatch):
+    with_criterion(monkeypatch, Odd)
+    monkeypatch.setattr(Odd, "shape", (-1,))
+    for granularity in ("weight", "channel"):
+        with pytest.raises(PluginError, match=r"'odd' gives scores of shape \(\d+,\) for .*, which has \("):
+            apply_techniques(make("conv"), [Prune(amount=0.5, criterion="odd", granularity=granularity)], make_run())
+
+
 def test_a_criterion_of_another_plugin_is_found_by_name_and_made_a_part(monkeypatch):
     fakes = fake_catalog(point("prune", "compress_prune"))
-    for module in (compress_prune, compress_prune.fitting):
+    for module in (compress_prune, compress_prune.fitting, compress_prune.conditions):
         monkeypatch.setattr(module, "catalog", lambda: fakes)
     technique = Prune(amount=0.5, criterion="last")
     assert [type(part).__module__ for part in technique.parts] == ["tests.core.fakes"]
@@ -327,3 +366,38 @@ def test_a_criterion_of_another_plugin_is_found_by_name_and_made_a_part(monkeypa
     assert (row[:1024] == 0).all() and (row[1024:] != 0).all()
     small = apply_techniques(make("mlp"), [Prune(amount=0.5, criterion="last", granularity="channel")], make_run())
     assert torch.equal(small.layers[1].weight, make("mlp").layers[1].weight[16:])
+
+
+CHOICES = [
+    (Prune(amount=0.5, criterion="taylor", allocation="global"), ("transformer", "lstm")),
+    (Prune(amount=0.5, criterion="movement", schedule="surgery"), ("conv", "lstm")),
+    (Prune(amount=0.5, criterion="wanda"), ("transformer", "lstm")),
+    (Prune(amount=0.5, criterion="fisher", granularity="kernel"), ("conv",)),
+    (Prune(amount=0.5, criterion="activation", granularity="channel"), ("transformer", "mlp")),
+    (Prune(amount=0.5, criterion="random", schedule="rigl", every=3, allocation="erk"), ("mlp",)),
+    (Prune(pattern="2:4"), ("transformer",)),
+]
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        check
+        for technique, nets in CHOICES
+        for check in checks_for(technique, nets=nets, compose=False, export=False)
+        if "repeats" not in check.name and check.name not in {"parameters", "imports"}
+    ],
+    ids=str,
+)
+def test_choices_keep_the_promises_of_techniques(check):
+    assert check() is None
+
+
+def test_a_pruned_network_is_exported(tmp_path):
+    from compress_export import Onnx
+
+    run = make_run()
+    pruned = apply_techniques(make("conv"), [Prune(amount=0.5, granularity="channel", criterion="taylor")], run)
+    Onnx().export(pruned, tmp_path, run.example)
+    output = Onnx().load(tmp_path, 1)(*run.example[0])
+    assert torch.allclose(output, pruned(*run.example[0]), atol=1e-4)
