@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from compress_core.catalog import catalog
 from compress_core.channels.coupling import Group, keeps_of, zero_keeps
 from compress_core.errors import ModelError
-from compress_prune.choosing import counts_gone, importance, least, rounded
+from compress_prune.choosing import counts_among, importance, least, places, ranking, rounded
 from compress_prune.latency import TORCH, Stopwatch, opened
-from compress_prune.sensitivity import measured, restoring, shares_at
+from compress_prune.sensitivity import Sensitivity, measured, restoring, shares_at
 from compress_prune.targets import SIDES, CannotReach, Cost, Plan, cost_of, nothing, solved, solved_by_measuring
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 Counts = Callable[[nn.Module, Sequence[Group], Sequence[Tensor], Sequence[Tensor]], list[int]]
 """How many channels of each group go in the end, given the network, the groups, their scores and what is gone."""
-Rule = Callable[[Sequence[Tensor], Sequence[Tensor], float], list[int]]
-"""How many channels of each group go at a level in [0, 1], given their scores and what is gone."""
+Rule = Callable[[Sequence[Tensor], Sequence[Tensor]], Callable[[float], list[int]]]
+"""How many channels of each group go at each level in [0, 1], given their scores and what is gone."""
 
 NAMES = {"count": "channels", "parameters": "parameters", "macs": "MACs", "latency": "time"}
 """What is pruned a share of, in words."""
@@ -40,7 +40,7 @@ def counts_for(technique: Prune, model: nn.Module, groups: Sequence[Group], scor
     """
     rule = _rule(technique, model, groups, scorer, run)
     if technique.of == "count" and technique.allocation != "sensitivity":
-        return lambda model, groups, scores, gone: rule(scores, gone, technique.share)
+        return lambda model, groups, scores, gone: rule(scores, gone)(technique.share)
     if technique.of == "latency":
         fixed = _timed(technique, model, groups, scorer, rule=rule, run=run)
         return lambda model, groups, scores, gone: [
@@ -63,28 +63,37 @@ def counts_for(technique: Prune, model: nn.Module, groups: Sequence[Group], scor
 
 def _rule(technique: Prune, model: nn.Module, groups: Sequence[Group], scorer: Scorer, run: Run) -> Rule:
     """How the parameters deal out a level to the groups."""
-    if technique.allocation != "sensitivity":
-        return lambda scores, gone, level: counts_gone(
-            groups, scores, gone, level, technique.multiple, whole=technique.allocation == "global"
-        )
-    scorer.read(model, run)
-    curves = measured(model, _without_channels(model, groups, scorer), technique.share, run)
+    curves: list[Sensitivity] = []
+    if technique.allocation == "sensitivity":
+        scorer.read(model, run)
+        curves = measured(model, _without_channels(model, groups, scorer), technique.share, run)
 
-    def rule(scores: Sequence[Tensor], gone: Sequence[Tensor], level: float) -> list[int]:
-        wanted = [round(share * group.size) for share, group in zip(shares_at(curves, level), groups, strict=True)]
-        return rounded(groups, wanted, gone, technique.multiple)
+    def rule(scores: Sequence[Tensor], gone: Sequence[Tensor]) -> Callable[[float], list[int]]:
+        ranked = ranking(scores, gone) if technique.allocation == "global" else None
+
+        def counts(level: float) -> list[int]:
+            if ranked is not None:
+                wanted = counts_among(ranked, scores, level)
+            else:
+                shares = shares_at(curves, level) if curves else [level] * len(groups)
+                wanted = [round(share * group.size) for share, group in zip(shares, groups, strict=True)]
+            return rounded(groups, wanted, gone, technique.multiple)
+
+        return counts
 
     return rule
 
 
 def _plan(rule: Rule, groups: Sequence[Group], scores: Sequence[Tensor], gone: Sequence[Tensor]) -> Plan:
     """The masks at each level: the channels of least importance."""
+    counts = rule(scores, gone)
+    order = [places(score, mask, group.blocks) for score, mask, group in zip(scores, gone, groups, strict=True)]
+    before = [int(mask.sum()) for mask in gone]
 
     def plan(level: float) -> list[Tensor]:
-        counts = rule(scores, gone, level)
         return [
-            least(score, max(count, int(mask.sum())), mask, group.blocks)
-            for score, count, mask, group in zip(scores, counts, gone, groups, strict=True)
+            place < max(count, least) // group.blocks
+            for place, count, least, group in zip(order, counts(level), before, groups, strict=True)
         ]
 
     return plan

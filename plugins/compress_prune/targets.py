@@ -6,8 +6,9 @@
 g_k is 1 if channel k goes, and lost[p, k] the share of the channels on a side p of a layer that go with it. For
 parameters, t is a tensor and c_t its entries; for MACs, t is a convolution or linear layer and c_t its multiply-adds.
 `plan` is any rule that takes more channels at a higher level in [0, 1]: a uniform share, a ranking of the whole
-network, a common loss. Where rounding makes several groups lose channels at one level, those get theirs back without
-which the target is met as well: it is missed by less than one step of one group, and never fallen short of.
+network, a common loss. Rounding makes groups lose channels together, or more than the level wants: going back to lower
+levels, groups get back what they had there, as long as the target is met. It is never fallen short of, and exceeded
+by less than one step of one group.
 
 Whether the formula holds for a network is found out by counting a network that has lost half of its channels; where
 it does not (attention by hand, weights used twice), every plan is counted on a network that is really cut. Time is
@@ -52,6 +53,8 @@ SIDES = ("out", "in")
 """The sides of layers; other places of a group are bare parameters and attributes that count channels."""
 HALVINGS = 24
 """Steps of the bisection of a level: finer than one among ten million channels."""
+STEPS_BACK = 32
+"""At how many lower levels groups may have kept more than rounding has left them."""
 MEASUREMENTS = 7
 """Networks that are timed on the way to a target latency, after the smallest one."""
 
@@ -224,7 +227,10 @@ def solved(plan: Plan, cost: Cost, amount: float, dense: float) -> list[Tensor]:
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         low, high = (low, middle) if cost(plan(middle)) <= target else (middle, high)
-    return _given_back(plan(low), plan(high), cost, target)
+    chosen = _given_back(plan(low), plan(high), cost, target)
+    for step in range(1, STEPS_BACK):
+        chosen = _given_back(plan(high * (1 - step / STEPS_BACK)), chosen, cost, target)
+    return chosen
 
 
 def solved_by_measuring(plan: Plan, ratio: Cost, amount: float) -> tuple[list[Tensor], float]:
@@ -238,21 +244,26 @@ def solved_by_measuring(plan: Plan, ratio: Cost, amount: float) -> tuple[list[Te
     """
     measured: dict[tuple[bool, ...], float] = {}
 
-    def meets(level: float) -> bool:
-        chosen = plan(level)
+    def meets(chosen: Masks) -> bool:
         if _key(chosen) not in measured:
             measured[_key(chosen)] = ratio(chosen)
         return measured[_key(chosen)] <= 1 - amount
 
     low, high = 0.0, 1.0
-    if not meets(high):
+    if not meets(plan(high)):
         raise CannotReach(1 - measured[_key(plan(high))])
     for _ in range(HALVINGS):
         if len(measured) > MEASUREMENTS:
             break
         middle = (low + high) / 2
-        low, high = (low, middle) if meets(middle) else (middle, high)
-    best = plan(high)
+        low, high = (low, middle) if meets(plan(middle)) else (middle, high)
+    fewer, more = plan(low), plan(high)
+    differing = _differing(fewer, more)
+    few, many = 0, len(differing)
+    while many - few > 1 and len(measured) <= MEASUREMENTS:
+        some = (few + many) // 2
+        few, many = (few, some) if meets(_mixed(fewer, more, differing[:some])) else (some, many)
+    best = _mixed(fewer, more, differing[:many])
     return best, measured[_key(best)]
 
 
@@ -263,17 +274,26 @@ def _key(masks: Masks) -> tuple[bool, ...]:
 def _given_back(fewer: Masks, more: Masks, cost: Cost, target: float) -> list[Tensor]:
     """`more`, with as many groups as can be on their channels in `fewer`: first those that cost least."""
     chosen = list(more)
-    differing = [
-        index for index, (one, other) in enumerate(zip(fewer, more, strict=True)) if not torch.equal(one, other)
-    ]
 
     def back(index: int) -> list[Tensor]:
         return [fewer[at] if at == index else mask for at, mask in enumerate(chosen)]
 
-    for index in sorted(differing, key=lambda at: cost(back(at))):
+    for index in sorted(_differing(fewer, more), key=lambda at: cost(back(at))):
         if cost(back(index)) <= target:
             chosen = back(index)
     return chosen
+
+
+def _differing(fewer: Masks, more: Masks) -> list[int]:
+    """The groups that lose more."""
+    return [
+        index for index, (one, other) in enumerate(zip(fewer, more, strict=True)) if int(one.sum()) < int(other.sum())
+    ]
+
+
+def _mixed(fewer: Masks, more: Masks, taken: Sequence[int]) -> list[Tensor]:
+    """`fewer`, with some groups as in `more`."""
+    return [more[index] if index in taken else mask for index, mask in enumerate(fewer)]
 
 
 def _every_other(group: Group) -> Tensor:

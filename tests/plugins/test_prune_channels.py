@@ -7,7 +7,7 @@ from copy import deepcopy
 import pytest
 import torch
 from compress_prune import Prune
-from compress_prune.choosing import counts_gone, least, nearest_kept
+from compress_prune.choosing import counts_among, least, nearest_kept, ranking, rounded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -74,7 +74,12 @@ def test_counts_respect_the_multiple_and_leave_every_layer_something(sizes, amou
     groups = [Group(str(size), size, 1, (), ()) for size in sizes]
     scores = [torch.rand(size, generator=generator) for size in sizes]
     none = [torch.zeros(size, dtype=torch.bool) for size in sizes]
-    counts = counts_gone(groups, scores, none, amount, multiple, whole=whole)
+
+    def gone_beside(gone):
+        ranked = counts_among(ranking(scores, gone), scores, amount)
+        return rounded(groups, ranked if whole else [round(amount * size) for size in sizes], gone, multiple)
+
+    counts = gone_beside(none)
     for size, count in zip(sizes, counts, strict=True):
         kept = size - count
         assert kept >= min(multiple, size)
@@ -82,7 +87,7 @@ def test_counts_respect_the_multiple_and_leave_every_layer_something(sizes, amou
     if multiple == 1 and whole:
         assert sum(counts) == min(round(amount * sum(sizes)), sum(sizes) - len(sizes))
     masks = [least(score, count, mask) for score, count, mask in zip(scores, counts, none, strict=True)]
-    again = counts_gone(groups, scores, masks, amount, multiple, whole=whole)
+    again = gone_beside(masks)
     assert all(later >= sooner for later, sooner in zip(again, counts, strict=True))
     if multiple == 1 or not whole:
         assert again == counts

@@ -140,6 +140,28 @@ def test_a_time_is_met_with_few_measurements_and_none_twice():
     assert len(set(asked)) == len(asked) - 1 <= 8
 
 
+def test_groups_get_back_what_another_groups_step_has_saved_beyond_the_target():
+    def plan(level):
+        return [torch.arange(64) < round(64 * level) // 2, torch.arange(16) < 8 * int(level >= 0.5)]
+
+    def cost(gone):
+        return int((~gone[0]).sum()) + 10 * int((~gone[1]).sum())
+
+    narrow, wide = solved(plan, cost, 0.4, 224)  # 134.4 may stay: without the step of 80 it would be 160 at most
+    assert int(wide.sum()) == 8
+    assert int(narrow.sum()) <= 12
+    assert 134.4 - 6 < cost([narrow, wide]) <= 134.4
+
+
+def test_where_all_groups_jump_at_one_level_the_time_decides_how_many_of_them():
+    def plan(level):
+        return [torch.tensor([level >= 0.5, False])] * 8
+
+    found, measured = solved_by_measuring(plan, lambda gone: 1 - 0.1 * sum(int(mask.sum()) for mask in gone), 0.35)
+    assert measured == pytest.approx(0.6)
+    assert [int(mask.sum()) for mask in found] == [1] * 4 + [0] * 4
+
+
 def test_a_time_that_even_the_smallest_network_needs_is_refused_with_what_can_be_reached():
     with pytest.raises(CannotReach) as caught:
         solved_by_measuring(
