@@ -22,6 +22,7 @@ from torch import nn
 from compress_core.applying import apply_techniques
 from compress_core.artifact import load, save
 from compress_core.measure import counts
+from compress_core.testing import checks_for
 from tests.support import make, make_run
 
 NEW = ("input", "cp", "separable", "group")
@@ -211,17 +212,45 @@ def test_macs_are_those_that_torch_counts(method):
     assert counts(pieces, ((image,), {})).macs == found.macs[0]
 
 
+def smaller_by(method, run):
+    """The convolutional network with its convolutions split, and what it gives for the example."""
+    model = make("conv")
+    found = apply_techniques(model, [Factorize(ratio=0.7, method=method, skip=("head",))], run)
+    assert counts(found, run.example).parameters < 0.75 * counts(model, run.example).parameters
+    assert counts(found, run.example).macs < counts(model, run.example).macs
+    arguments, keywords = run.example
+    with torch.no_grad():
+        return found, found(*arguments, **keywords)
+
+
 @pytest.mark.parametrize("method", NEW)
-def test_a_network_gets_smaller_survives_the_artifact_and_exports(method, tmp_path):
-    run, model = make_run(), make("conv")
-    smaller = apply_techniques(model, [Factorize(ratio=0.7, method=method, skip=("head",))], run)
-    assert counts(smaller, run.example).parameters < 0.75 * counts(model, run.example).parameters
-    assert counts(smaller, run.example).macs < counts(model, run.example).macs
-    save(smaller, tmp_path / "model", factory="tests.support:ConvNet")
+def test_a_network_gets_smaller_and_survives_the_artifact(method, tmp_path):
+    run = make_run()
+    found, expected = smaller_by(method, run)
+    save(found, tmp_path / "model", factory="tests.support:ConvNet")
     loaded = load(tmp_path / "model", factory="tests.support:ConvNet")
     arguments, keywords = run.example
     with torch.no_grad():
-        expected = smaller(*arguments, **keywords)
         assert torch.equal(loaded(*arguments, **keywords), expected)
-    Onnx().export(smaller, tmp_path, run.example)
+
+
+@pytest.mark.parametrize("method", ["cp", "group"])
+def test_pieces_in_groups_export(method, tmp_path):
+    run = make_run()
+    found, expected = smaller_by(method, run)
+    Onnx().export(found, tmp_path, run.example)
+    arguments, keywords = run.example
     torch.testing.assert_close(Onnx().load(tmp_path, threads=1)(*arguments, **keywords), expected, rtol=1e-4, atol=1e-4)
+
+
+CHECKS = [
+    (method, check)
+    for method in NEW
+    for check in checks_for(Factorize(ratio=0.7, method=method), nets=["conv"], compose=False, export=False)
+    if not str(check).startswith("repeats")
+]
+
+
+@pytest.mark.parametrize(("method", "check"), CHECKS, ids=str)
+def test_every_method_keeps_the_promises_of_a_technique(method, check):
+    check()
