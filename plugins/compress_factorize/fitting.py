@@ -150,6 +150,8 @@ def fit_all(chain: nn.Sequential, fit: list[Pair], held: list[Pair], steps: int,
     """Fit every layer of a chain by Adam, in place, unless that does worse on the pairs held out."""
     before = error_of_outputs(chain, held)
     pupil = deepcopy(chain).requires_grad_(True)
+    if isinstance(pupil[0], nn.Embedding):
+        pupil[0].sparse = False  # Adam takes no sparse gradients
     groups = [
         {"params": [parameter], "lr": RATE * float(parameter.detach().square().mean().sqrt().clamp(min=1e-8))}
         for parameter in pupil.parameters()

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compress_core.data import Batch, batch_count, batches
-from compress_core.errors import ModelError, place_of, suggest
+from compress_core.errors import ModelError, TrainingError, place_of, suggest
 from compress_core.factory import build_model
 from compress_core.modes import evaluating, unfused
 from compress_core.run import Run
@@ -95,6 +95,7 @@ def places_of(model: nn.Module, patterns: tuple[str, ...]) -> list[Place]:
         for other in outer:
             if path != other and path in members[other]:
                 raise ModelError(f"{found[path]} and {found[other]} in `paths` overlap", mend="name each layer once")
+        _refuse_shared(model, found[path], members[path])
     return [found[path] for path in outer]
 
 
@@ -112,6 +113,18 @@ def _run_of(model: nn.Module, pattern: str) -> Place:
             mend="write the path of the first, a colon and the name of the last, as in `features.3:6`",
         )
     return Place(first, f"{parent}.{last}" if parent else last)
+
+
+def _refuse_shared(model: nn.Module, place: Place, members: list[str]) -> None:
+    """Refuse a place that is called under another name too: the layers there would stay."""
+    inside, outside = set(), {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if any(name.startswith(f"{member}.") for member in members):
+            inside.add(id(parameter))
+        else:
+            outside[id(parameter)] = name
+    if common := sorted(outside[key] for key in inside & outside.keys()):
+        raise ModelError(f"it shares {common[0]!r}", where=str(place), mend="replace other layers")
 
 
 def old_layers(model: nn.Module, place: Place) -> nn.Module:
@@ -247,10 +260,12 @@ def distil(
     """Train the blocks, in place, to what they replace in `model`, and tell each one's error on validation."""
     places = list(blocks)
     pupils = {place: Pupil(block) for place, block in blocks.items()}
+    parameters = [parameter for block in blocks.values() for parameter in block.parameters() if parameter.requires_grad]
+    if not parameters:
+        return errors_of(model, blocks, run)
     epochs = epochs if run.max_batches is None else 1
     per_epoch = batch_count(len(run.splits.train), batch_size, drop_last=True)
     per_epoch = per_epoch if run.max_batches is None else min(per_epoch, run.max_batches)
-    parameters = [parameter for block in blocks.values() for parameter in block.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: (1 + cos(pi * step / (epochs * per_epoch))) / 2
@@ -260,15 +275,19 @@ def distil(
             calls = taught(model, places, run, batch)
             optimizer.zero_grad()
             for place, pupil in pupils.items():
-                pupil.block.train()
-                _relative_loss(pupil.block, calls[place]).backward()  # type: ignore[no-untyped-call]
+                if (loss := _relative_loss(pupil.block.train(), calls[place])).requires_grad:
+                    loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
         for place, error in errors_of(model, blocks, run).items():
             pupils[place].judge(error)
             run.log(f"substitute/{place}", error, epoch)
         run.progress(f"substitute: epoch {epoch}/{epochs}")
-    for pupil in pupils.values():
+    for place, pupil in pupils.items():
+        if not pupil.error < inf:
+            raise TrainingError(
+                "the outputs of its block are no numbers", where=str(place), mend="lower the learning rate"
+            )
         pupil.block.load_state_dict(pupil.weights)
     return {place: pupil.error for place, pupil in pupils.items()}
 

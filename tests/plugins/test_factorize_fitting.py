@@ -139,6 +139,15 @@ def test_steps_fit_every_layer_and_do_better_than_the_last_alone():
     assert not any(parameter.requires_grad for parameter in chain.parameters())
 
 
+def test_a_table_with_sparse_gradients_is_fitted_by_steps_too():
+    layer = nn.Embedding(30, 8, sparse=True)
+    chain = method_of(layer, "spatial").factors(layer, [3]).pieces
+    ids = torch.randint(0, 30, (64,), generator=torch.Generator().manual_seed(0))
+    pairs = [(ids, layer(ids).detach())]
+    found = fit_all(chain, pairs, pairs, 30, fit_last(chain, iter(pairs), iter(pairs)))
+    assert found.after < found.before and chain[0].sparse
+
+
 @settings(max_examples=20, deadline=None)
 @given(seed=SEEDS, bias=st.booleans())
 def test_a_weight_goes_through_its_matrix(seed, bias):

@@ -27,7 +27,7 @@ from torch import nn
 
 from compress_core.applying import apply_techniques
 from compress_core.artifact import load, save
-from compress_core.errors import ArtifactError, ModelError
+from compress_core.errors import ArtifactError, ModelError, TrainingError
 from compress_core.lock import _within
 from compress_core.measure import counts
 from compress_core.recipe import ModelSpec, Step
@@ -273,6 +273,25 @@ def test_a_block_that_is_no_cheaper_is_left_out_and_named(trained):
 def test_the_same_seed_makes_the_same_blocks(trained):
     one, other = (apply_techniques(trained, [Substitute(paths=("blocks.1",), epochs=1)], make_run()) for _ in range(2))
     assert all(torch.equal(one.state_dict()[name], tensor) for name, tensor in other.state_dict().items())
+
+
+def test_a_block_that_has_nothing_to_learn_is_put_in_place(trained):
+    said = []
+    technique = Substitute(paths=("blocks.0",), block="torch.nn:Identity")
+    found = apply_techniques(trained, [technique], make_run(teller=said.append))
+    assert isinstance(found.blocks[0], nn.Identity) and "blocks.0 (error" in said[0]
+
+
+def test_a_block_that_diverges_is_an_error_that_names_the_place(trained):
+    with pytest.raises(TrainingError, match=r"blocks\.1: the outputs of its block are no numbers"):
+        Substitute(paths=("blocks.1",), block="narrow", learning_rate=1e30).apply(deepcopy(trained), make_run())
+
+
+def test_a_block_that_stands_in_two_places_is_refused():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    model[3].weight = model[1].weight
+    with pytest.raises(ModelError, match=r"1:2: it shares '3\.weight'"):
+        Substitute(paths=("1:2",), block="bottleneck").apply(model, make_run())
 
 
 def test_put_leaves_the_others_where_they_are(trained):
