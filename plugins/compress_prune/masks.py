@@ -100,7 +100,7 @@ class WeightMasks(Removal):
     def remove(self, model: nn.Module, done: float) -> None:
         """Remove `done` of each weight's share, or of the share of all together."""
         for mask, found, weight in zip(self.gone, self.chosen(model, done), self.weights(model), strict=True):
-            self.went += (found & ~mask & (weight != 0)).sum()
+            self.went += torch.count_nonzero(found & ~mask & (weight != 0))
             mask.logical_or_(found)
 
     def chosen(self, model: nn.Module, done: float) -> Iterator[Tensor]:
@@ -124,7 +124,7 @@ class WeightMasks(Removal):
 
     def numbers(self, model: nn.Module, index: int) -> Numbers:
         """The scores of one weight's sets; magnitudes are never all there at once."""
-        if isinstance(self.scorer.criterion, L1) and type(self.sets) is Singles:
+        if type(self.scorer.criterion) is L1 and type(self.sets) is Singles:
             return magnitudes(model.get_parameter(self.names[index]), self.get_buffer(f"gone_{index}"))
         return values(partial(self.scores, model, index))
 
@@ -154,8 +154,8 @@ class WeightMasks(Removal):
             path, _, tensor = name.rpartition(".")
             hold_zeros(model.get_submodule(path), tensor)
         weights = self.weights(model)
-        total, zeros = sum(weight.numel() for weight in weights), sum(int((weight == 0).sum()) for weight in weights)
+        total, left = sum(weight.numel() for weight in weights), sum(int(weight.count_nonzero()) for weight in weights)
         went = int(self.went)
         said = f"{went} of {total} weights went" if went else "no weight went: nothing changed"
-        run.say(f"prune: {said}; {zeros} are zero now")
+        run.say(f"prune: {said}; {total - left} are zero now")
         return model
