@@ -148,13 +148,12 @@ def worthwhile(
     found = saving(method, layer, area, multiple, inputs)
     parameters, macs = method.dense(layer, area)
     found = found.take((found.cost(of) < (parameters if of == "parameters" else macs)).nonzero().flatten())
-    cost = found.cost(of)
-    order = sorted(range(len(found)), key=lambda entry: (-found.kept[entry].item(), cost[entry].item()))
-    frontier: list[int] = []
-    for entry in order:
-        if not frontier or cost[entry] < cost[frontier[-1]]:
-            frontier.append(entry)
-    return found.take(torch.tensor(frontier[::-1], dtype=torch.long))
+    order = found.cost(of).argsort(stable=True)
+    order = order[found.kept[order].argsort(descending=True, stable=True)]
+    cost = found.cost(of)[order]
+    cheaper = torch.ones(len(order), dtype=torch.bool)
+    cheaper[1:] = cost[1:] < cost.cummin(0).values[:-1]
+    return found.take(order[cheaper].flip(0))
 
 
 def weight_of(layer: nn.Module) -> Tensor:

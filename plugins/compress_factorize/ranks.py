@@ -8,7 +8,7 @@ bound for large ones, so that no layer is cut to nothing because its neighbours 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import log
 
 import torch
@@ -27,7 +27,7 @@ SAVES_NOTHING = "would save nothing"
 NEEDED = {"parameters": "needs its parameters", "macs": "needs its multiplications", "latency": "needs its time"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Option:
     """A layer that may be replaced, and how."""
 
@@ -36,10 +36,15 @@ class Option:
     method: Method
     inputs: Inputs | None
     """What is known of what it sees; None where its weight is fitted."""
+    known: dict[tuple[int, bool], Candidates] = field(default_factory=dict)
+    """The candidates that were computed before."""
 
     def candidates(self, multiple: int, of: str) -> Candidates:
         """What it may become, by rising cost."""
-        return worthwhile(self.method, self.layer, self.area, multiple, inputs=self.inputs, of=of)
+        key = (multiple, of == "parameters")
+        if key not in self.known:
+            self.known[key] = worthwhile(self.method, self.layer, self.area, multiple, inputs=self.inputs, of=of)
+        return self.known[key]
 
     def factors(self, ranks: tuple[int, ...]) -> Factors:
         """What it becomes with these ranks."""
