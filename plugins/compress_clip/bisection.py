@@ -8,7 +8,8 @@ bound as well; the one that is found was measured, and does.
 How much is lost is counted in points: hundredths of a quality of which more is better (accuracy, F1, R2: scales that
 end at 1), and per cent of the quality that comes in where less is better (an error, which has no end).
 
-Source: the bisection method, Burden & Faires, Numerical Analysis, sec. 2.1. Cost: `STEPS` evaluations.
+Source: the bisection method, Burden & Faires, Numerical Analysis, sec. 2.1. Cost: `STEPS` evaluations,
+each of a network whose weights were clipped anew, and a copy of the weights.
 """
 
 from __future__ import annotations

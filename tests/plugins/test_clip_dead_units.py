@@ -356,6 +356,20 @@ def test_the_network_that_comes_in_stays_as_it_is():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["mlp", "conv", "transformer"])
+def test_a_network_that_loses_nearly_all_weights_computes_the_same_without_its_dead_units(name):
+    model = shaken(make(name))
+    run = make_run()
+    zeroed, first, second = (
+        apply_techniques(model, [Clip(share=0.97, scope="global", adjust=adjust)], run)
+        for adjust in (False, True, True)
+    )
+    sizes = [sum(parameter.numel() for parameter in found.parameters()) for found in (zeroed, first)]
+    assert sizes[1] < 0.8 * sizes[0]
+    assert torch.allclose(outputs(first), outputs(zeroed), rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(one, other) for one, other in zip(first.parameters(), second.parameters(), strict=True))
+
+
 def test_a_network_without_dead_units_is_not_even_traced():
     for kind in (MLP, ConvNet, Transformer, Recurrent, lambda: Block(2, 2)):
         torch.manual_seed(0)

@@ -14,6 +14,7 @@ from compress_clip.saturation import (
     rounded,
     saturate,
 )
+from compress_quantize import Quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -78,6 +79,18 @@ def test_a_percentile_is_the_magnitude_that_so_many_do_not_exceed():
     weight = torch.arange(1.0, 1001).reshape(1, -1) * torch.tensor([1.0, -1.0]).repeat(500)
     assert percentile_bound(weight, 99.0).tolist() == [990.0]
     assert int((saturate(weight, torch.tensor([990.0])) != weight).sum()) == 10
+
+
+def test_the_integers_of_the_same_step_fill_the_bounds():
+    model = make("mlp")
+    with torch.no_grad():
+        model.layers[1].weight[:, 3] *= 8
+    run = make_run()
+    held = apply_techniques(model, [ClipRange(percentile=95)], run)
+    integers = apply_techniques(model, [Quantize(), ClipRange(percentile=95)], run)
+    scale = held.layers[1].weight.detach().abs().amax(1) / 127
+    assert torch.allclose(integers.layers[1].scale, scale)
+    assert (scale < 0.9 * model.layers[1].weight.detach().abs().amax(1) / 127).all()
 
 
 def test_a_row_of_zeros_stays_zero():
