@@ -27,7 +27,7 @@ class Residual(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """X + f(x)."""
-        changed: Tensor = super().forward(input)
+        changed: Tensor = super().forward(input)  # type: ignore[no-untyped-call]
         return input + changed
 
 

@@ -56,7 +56,8 @@ class Lookup(Method):
         table = weight_of(layer)
         left, right = embedding_factors(table, ranks[0])
         narrow = nn.Embedding(
-            *left.shape,
+            len(left),
+            ranks[0],
             padding_idx=layer.padding_idx,
             scale_grad_by_freq=layer.scale_grad_by_freq,
             sparse=layer.sparse,

@@ -40,7 +40,7 @@ def group_matrices(weight: Tensor, groups: int) -> Tensor:
 
 def kept_by_group_rank(weight: Tensor, groups: int) -> Tensor:
     """The share of ||W||^2 that 1, 2, ... channels for each group keep, (n,)."""
-    squares = torch.linalg.svdvals(group_matrices(weight.double(), groups)).square().sum(dim=0)
+    squares: Tensor = torch.linalg.svdvals(group_matrices(weight.double(), groups)).square().sum(dim=0)
     return (squares.cumsum(0) / squares.sum()).clamp(max=1.0)
 
 
