@@ -238,6 +238,23 @@ def test_held_zeros_stay_zero_through_a_training_with_momentum_and_decay():
     assert bool((trained.layers[1].weight[~zeros] != before[~zeros]).any())
 
 
+def test_zeros_that_a_technique_makes_when_it_begins_may_come_back_beside_held_ones():
+    class Silence(TrainingTechnique):
+        name = "silence"
+
+        def begin(self, model, run):
+            with torch.no_grad():
+                model.layers[1].weight[:, 20] = 0
+
+    model = make("mlp")
+    with torch.no_grad():
+        model.layers[1].weight[:, 19] = 0
+    hold_zeros(model.layers[1], "weight")
+    trained = train(model, [Silence(), Learn(epochs=1)], make_run())
+    assert (trained.layers[1].weight[:, 19] == 0).all()
+    assert (trained.layers[1].weight[:, 20] != 0).any()
+
+
 def test_a_loss_that_is_no_number_ends_the_training_and_writes_nothing(tmp_path):
     model = make("mlp")
     with pytest.raises(TrainingError, match=r"the loss is .* in epoch \d") as caught:
