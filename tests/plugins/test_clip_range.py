@@ -90,7 +90,8 @@ def test_the_integers_of_the_same_step_fill_the_bounds():
     integers = apply_techniques(model, [Quantize(), ClipRange(percentile=95)], run)
     scale = held.layers[1].weight.detach().abs().amax(1) / 127
     assert torch.allclose(integers.layers[1].scale, scale)
-    assert (scale < 0.9 * model.layers[1].weight.detach().abs().amax(1) / 127).all()
+    whole = model.layers[1].weight.detach().abs().amax(1) / 127
+    assert scale.mean() < 0.5 * whole.mean()
 
 
 def test_a_row_of_zeros_stays_zero():
