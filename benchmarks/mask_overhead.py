@@ -2,7 +2,7 @@
 
 Steps: a training with `prune` (gradual, global, to 90 %) and `tune`, the same without `prune`, and a bare loop with the
 same network, batches, loss and optimizer take turns of three steps in one process. A round is as long as the schedule
-takes from one update of the masks to the next (100 updates in the first half of 20 epochs of ResNet-20 on 32x32 images,
+takes from one update of the masks to the next (100 updates in the first half of 10 epochs of ResNet-20 on 32x32 images,
 of 40 epochs of LeNet-300-100 on 28x28 images; batches of 128). Of each round counts (with masks - without) / bare, in
 processor time of the one thread, so that other programs do not count. The images are noise: times do not depend on it.
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 BATCH = 128
 IMAGES = 50_000
-NETS = {"ResNet-20": ("ResNet20", (3, 32, 32), 20), "LeNet-300-100": ("LeNet300100", (1, 28, 28), 40)}
+NETS = {"ResNet-20": ("ResNet20", (3, 32, 32), 10), "LeNet-300-100": ("LeNet300100", (1, 28, 28), 40)}
 """The factory in compress_zoo, the shape of an image, and the epochs of the training whose steps are timed."""
 ROUNDS = {"ResNet-20": 7, "LeNet-300-100": 15}
 SLICE = 3
