@@ -3,7 +3,7 @@
 Network surgery: weights that are gone go on being trained behind their mask, and the mask follows what they become.
 
     w = S * m;   S <- S - lr * dL/dw (for all, masked or not)
-    m_i <- 0 if score(S_i) < (1 - h) c,   1 if score(S_i) >= (1 + h) c,   m_i otherwise
+    m_i <- 0 if score(S_i) < c - h |c|,   1 if score(S_i) >= c + h |c|,   m_i otherwise
 
 c is the score below which the wanted share lies, and rises along the ramp; h = 0.1 keeps weights from going to
 and fro. At the end of the schedule h is 0, so that the number is exact, and what is gone then stays gone.
@@ -47,7 +47,8 @@ HYSTERESIS = 0.1
 
 def survives(score: Tensor, there: Tensor, threshold: float, hysteresis: float) -> Tensor:
     """Which weights are there after a look at their scores, given which were there before."""
-    return torch.where(there, score >= (1 - hysteresis) * threshold, score >= (1 + hysteresis) * threshold)
+    margin = hysteresis * abs(threshold)
+    return torch.where(there, score >= threshold - margin, score >= threshold + margin)
 
 
 def rigged(weight: Tensor, gradient: Tensor, gone: Tensor, count: int, barred: Tensor | None = None) -> Tensor:

@@ -60,16 +60,18 @@ class Means(PerWeight):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
+        self.rate = 1.0
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def add(self, model: nn.Module, term: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Take `term(weight, gradient)` in, for every weight that has a gradient."""
         self.count += 1
+        self.rate = max(1 - MOMENTUM, 1 / int(self.count))
         super().add(model, term)
 
     def take(self, seen: Tensor, term: Tensor) -> None:
         """Move the mean towards the term: a plain mean of the first ten, a running one later."""
-        seen.lerp_(term, max(1 - MOMENTUM, 1 / int(self.count)))
+        seen.lerp_(term, self.rate)
 
 
 class Inputs(nn.Module):

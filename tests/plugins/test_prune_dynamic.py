@@ -28,6 +28,8 @@ def test_only_a_score_well_beyond_the_threshold_changes_sides():
     score = torch.tensor([0.85, 0.95, 1.05, 1.15])
     assert survives(score, torch.ones(4, dtype=torch.bool), 1.0, 0.1).tolist() == [False, True, True, True]
     assert survives(score, torch.zeros(4, dtype=torch.bool), 1.0, 0.1).tolist() == [False, False, False, True]
+    assert survives(-score, torch.ones(4, dtype=torch.bool), -1.0, 0.1).tolist() == [True, True, True, False]
+    assert survives(-score, torch.zeros(4, dtype=torch.bool), -1.0, 0.1).tolist() == [True, False, False, False]
 
 
 def test_the_smallest_go_and_those_with_the_largest_gradients_come_back():
