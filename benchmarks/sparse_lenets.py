@@ -69,8 +69,8 @@ class Trained:
 def run(bench: Bench) -> Iterator[Figure]:
     """Train all networks, then read the test images."""
     splits = mnist(bench)
-    ready = {protocol: [trained(protocol, splits, seed, bench) for seed in bench.seeds] for protocol in PROTOCOLS}
-    for protocol, found in ready.items():
+    ready = [(protocol, [trained(protocol, splits, seed, bench) for seed in bench.seeds]) for protocol in PROTOCOLS]
+    for protocol, found in ready:
         yield from figures(protocol, found, splits, bench)
 
 
