@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 SHARES = (0.25, 0.5, 0.75, 0.9)
 """At which each layer is measured, beside the amount and the middle between it and all."""
-BATCHES = 4
+BATCHES = 2
 """Batches of the validation split on which it is measured."""
 CURVES = 8
 """Layers whose curves the report shows: those that matter most."""

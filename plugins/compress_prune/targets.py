@@ -53,7 +53,7 @@ SIDES = ("out", "in")
 """The sides of layers; other places of a group are bare parameters and attributes that count channels."""
 HALVINGS = 24
 """Steps of the bisection of a level: finer than one among ten million channels."""
-STEPS_BACK = 32
+STEPS_BACK = 16
 """At how many lower levels groups may have kept more than rounding has left them."""
 MEASUREMENTS = 7
 """Networks that are timed on the way to a target latency, after the smallest one."""
@@ -278,8 +278,9 @@ def _given_back(fewer: Masks, more: Masks, cost: Cost, target: float) -> list[Te
     def back(index: int) -> list[Tensor]:
         return [fewer[at] if at == index else mask for at, mask in enumerate(chosen)]
 
-    for index in sorted(_differing(fewer, more), key=lambda at: cost(back(at))):
-        if cost(back(index)) <= target:
+    costs = {index: cost(back(index)) for index in _differing(fewer, more)}
+    for index in sorted(costs, key=lambda at: costs[at]):
+        if costs[index] <= target and cost(back(index)) <= target:
             chosen = back(index)
     return chosen
 
