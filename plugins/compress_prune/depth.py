@@ -11,7 +11,8 @@ weights has to compute what it computes when the block's output is set aside.
 
 Source: Veit et al. 2016, Residual Networks Behave Like Ensembles of Relatively Shallow Networks, sec. 4.1 (blocks
 taken out); Men et al. 2024, ShortGPT, sec. 3 (layers of transformers taken out).
-Cost: a forward pass of each block at zero, and two of the network for each block that can go.
+Cost: a forward pass of each block at zero, and two of the network with all blocks set aside; two more for each block
+if they cannot all go.
 """
 
 from __future__ import annotations
@@ -95,12 +96,17 @@ def find_blocks(model: nn.Module, run: Run, skip: Collection[str] = ()) -> tuple
         and not any(_nested(path, other) for other in residual)
     ]
     inner = [block for block in found if not any(other.path.startswith(f"{block.path}.") for other in found)]
-    blocks, left = [], []
+    blocks, left, candidates = [], [], []
     order = {path: index for index, path in enumerate(calls)}
     for block in sorted(inner, key=lambda block: order[block.path]):
         if kept := next((path for path in skip if path == block.path or path.startswith(f"{block.path}.")), None):
             left.append(LeftAlone((block.path,), f"{kept} shall stay"))
-        elif isinstance(way := _way(random, block, run), str):
+        else:
+            candidates.append(block)
+    all_right = fault_without(random, candidates, run) is None
+    for block in candidates:
+        way = block if all_right else _way(random, block, run)
+        if isinstance(way, str):
             left.append(LeftAlone((block.path,), way))
         else:
             blocks.append(way)
