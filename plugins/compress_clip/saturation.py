@@ -28,8 +28,10 @@ from math import erf, exp, pi, sqrt
 import torch
 from torch import Tensor
 
-COARSE, FINE = 64, 32
+COARSE, FINE = 40, 10
 """How many bounds are tried, evenly up to the largest magnitude and then between the neighbours of the best one."""
+PIECE = 2**16
+"""Weights in a piece."""
 
 
 def saturate(weight: Tensor, bound: Tensor) -> Tensor:
@@ -58,8 +60,14 @@ def percentile_bound(weight: Tensor, percentile: float) -> Tensor:
 def measured_bound(weight: Tensor, bits: int) -> Tensor:
     """The bound of least squared error of each row of a weight (rows, entries), (rows,).
 
-    The error need not have a single minimum, so bounds are tried all over the range first.
+    The error need not have a single minimum, so bounds are tried all over the range first. Rows are worked on in
+    pieces that fit the processor's cache.
     """
+    rows = max(1, PIECE // max(1, weight.shape[1]))
+    return torch.cat([_measured(piece, bits) for piece in weight.split(rows)])
+
+
+def _measured(weight: Tensor, bits: int) -> Tensor:
     largest = weight.abs().amax(1)
     best = _best(weight, bits, [largest * (index / COARSE) for index in range(1, COARSE + 1)])
     width = largest / COARSE
@@ -95,10 +103,20 @@ def _best(weight: Tensor, bits: int, bounds: list[Tensor]) -> Tensor:
     best = bounds[0]
     least = torch.full_like(best, torch.inf)
     for bound in bounds:
-        error = (weight - rounded(weight, bound, bits)).square().sum(1)
+        error = _squared_error(weight, bound, bits)
         best = torch.where(error < least, bound, best)
         least = torch.minimum(error, least)
     return best
+
+
+def _squared_error(weight: Tensor, bound: Tensor, bits: int) -> Tensor:
+    """The sum of (w - Q_c(w))^2 of each row, (rows,): in steps of the grid, with two tensors of the weight's size."""
+    step = bound / levels(bits)
+    step = torch.where(step > 0, step, torch.ones_like(step))
+    scaled = weight / step[:, None]
+    error = scaled.round().clamp_(-levels(bits), levels(bits)).sub_(scaled)
+    squares: Tensor = torch.linalg.vector_norm(error, dim=1).square()
+    return squares.mul(step.square())
 
 
 def _root(falling: Callable[[float], float]) -> float:
