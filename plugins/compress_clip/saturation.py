@@ -64,7 +64,7 @@ def measured_bound(weight: Tensor, bits: int) -> Tensor:
     pieces that fit the processor's cache.
     """
     rows = max(1, PIECE // max(1, weight.shape[1]))
-    return torch.cat([_measured(piece, bits) for piece in weight.split(rows)])
+    return torch.cat([_measured(piece, bits) for piece in torch.split(weight, rows)])
 
 
 def _measured(weight: Tensor, bits: int) -> Tensor:
