@@ -14,6 +14,7 @@ COMPUTES = frozenset(
     {
         "applying",  # a step on a live network
         "artifact",  # the bytes of a model
+        "attention",  # taken apart
         "channels",  # what goes together
         "data",  # batches
         "factory",  # initial weights
