@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from math import isfinite, nan
+from math import inf, isfinite, nan
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -26,6 +26,8 @@ from compress_core.sharing import apart
 
 CONFIDENCE = 0.95
 RESAMPLES = 200
+SLACK = 1e-9
+"""Points that a quality may lie beyond its bound by rounding."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,23 @@ class Quality:
         if other is None or other.value != other.value:
             return True
         return self.value > other.value if self.higher_is_better else self.value < other.value
+
+    def points_below(self, other: Quality) -> float:
+        """How many points this value is worse than another; below 0 if it is better.
+
+        A point is a hundredth where more is better (accuracy, F1, R2: scales that end at 1), and one per cent of the
+        other value where less is better (an error, which has no end).
+        """
+        if self.higher_is_better:
+            return 100 * (other.value - self.value)
+        lost = self.value - other.value
+        if not other.value:
+            return inf if lost > 0 else 0.0
+        return 100 * lost / abs(other.value)
+
+    def within(self, points: float, other: Quality) -> bool:
+        """Whether this value is at most so many points worse than another."""
+        return self.points_below(other) <= points + SLACK
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""

@@ -113,10 +113,10 @@ class Clip(Technique):
 
     def _searched(self, model: nn.Module, weights: Sequence[Tensor], run: Run) -> float:
         """The largest share that keeps `max_loss`; the weights are as they were at the end."""
-        from compress_clip.bisection import largest, points_lost
+        from compress_clip.bisection import largest
 
-        assert self.max_loss is not None
-        bound = self.max_loss + 1e-9
+        bound = self.max_loss
+        assert bound is not None
         dense = run.evaluate(model)
         originals = [weight.detach().clone() for weight in weights]
         measured = {0.0: dense.value}
@@ -129,13 +129,13 @@ class Clip(Technique):
             except ModelError:  # a quality that is not defined, as a correlation is for constant outputs
                 return False
             measured[share] = clipped.value
-            return points_lost(dense, clipped) <= bound
+            return clipped.within(bound, dense)
 
         found = largest(keeps)
         _restore(weights, originals)
         run.plot("clip: quality over the share", sorted(measured.items()), x="share of zero weights", y=dense.name)
         run.say(
-            f"clip: a share of {found:.4g} loses at most {self.max_loss:g} points: validation {dense.name} "
+            f"clip: a share of {found:.4g} loses at most {bound:g} points: validation {dense.name} "
             f"{dense.value:.4f} before, {measured[found]:.4f} after"
         )
         return found

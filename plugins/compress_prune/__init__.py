@@ -49,7 +49,7 @@ class Prune(TrainingTechnique):
 
     Three schedules train the step several times. `iterative` prunes and trains by turns, `lottery` gives the weights
     that are left their early values before each training, and `progressive` prunes on while the validation quality
-    loses no more than `tolerance`, goes back a step where it does, and at most to `amount`.
+    loses at most `max_loss` points, goes back a step where it does, and at most to `amount`.
     """
 
     name = "prune"
@@ -86,8 +86,10 @@ class Prune(TrainingTechnique):
     """Whether each of these rounds takes the same share of what is left, or of all."""
     rewind: float = Field(default=0.0, ge=0, lt=1)
     """Share of a first training whose weights `lottery` goes back to; 0 are those with which the step begins."""
-    tolerance: float | None = Field(default=None, ge=0)
-    """With `progressive`, what the validation quality may lose against the teacher, or without one the step's input."""
+    max_loss: float | None = Field(default=None, ge=0)
+    """With `progressive`, how many points the validation quality may lose against the teacher, or without one against
+    the step's input. A point is a hundredth where more is better (0.5 of accuracy: from 0.970 to 0.965), and one per cent of the
+    quality that is to be kept where less is better (an error)."""
     step: float = Field(default=0.2, gt=0, lt=1)
     """The share of what is left that `progressive` tries to take; it is halved at each step back."""
     smallest_step: float = Field(default=0.02, gt=0, lt=1)

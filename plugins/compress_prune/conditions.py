@@ -17,7 +17,7 @@ BELONGS = {
     "rounds": ("iterative", "lottery"),
     "spacing": ("iterative", "lottery"),
     "rewind": ("lottery",),
-    "tolerance": ("progressive",),
+    "max_loss": ("progressive",),
     "step": ("progressive",),
     "smallest_step": ("progressive",),
 }
@@ -60,8 +60,8 @@ def check_rounds(technique: Prune) -> None:
             f"the criterion {technique.criterion!r} knows nothing before a training, where each round prunes: "
             "use `schedule: gradual`"
         )
-    if technique.schedule == "progressive" and technique.tolerance is None:
-        raise ValueError("`tolerance` is missing: how much of the quality may be lost, as in `tolerance: 0.01`")
+    if technique.schedule == "progressive" and technique.max_loss is None:
+        raise ValueError("`max_loss` is missing: how many points of the quality may be lost, as in `max_loss: 1`")
     if technique.smallest_step > technique.step:
         raise ValueError(f"`smallest_step` ({technique.smallest_step}) is larger than `step` ({technique.step})")
 

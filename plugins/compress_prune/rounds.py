@@ -4,8 +4,8 @@
                   s_r = s r / R               (linear)
     lottery       the same shares; what survives gets its early weights back before each training:
                   w <- w_early * mask,   w_early those at the begin, or after the share `rewind` of a first training
-    progressive   s' = 1 - (1 - s)(1 - d), kept if  quality(s') >= quality_0 - tolerance,  else back to s, d <- d / 2;
-                  until d is below its smallest value or s has reached the amount
+    progressive   s' = 1 - (1 - s)(1 - d), kept if the quality is at most `max_loss` points below the first, else back to s,
+                  d <- d / 2; until d is below its smallest value or s has reached the amount
 
 Each round ranks anew, what is gone stays gone, and the step's other techniques train with it: their epochs are those
 of one round. Shares, targets and multiples are of the network that comes in: channels are held at zero from round to
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from compress_core.parts import Train
     from compress_core.run import Run
     from compress_prune.masks import Removal
-
-SLACK = 1e-9
-"""What a quality may lie below its bound by rounding."""
 
 
 @dataclass
@@ -202,9 +199,8 @@ def _progressive(technique: Prune, model: nn.Module, train: Train, run: Run) -> 
             break
     _plot(sorted(points), quality, run)
     if between.masks is None:
-        tried = (
-            f"even {points[-1][0]:.1%} less loses more than {technique.tolerance:g}" if failed else "nothing to take"
-        )
+        more = f"even {points[-1][0]:.1%} less loses more than {technique.max_loss:g} points"
+        tried = more if failed else "nothing to take"
         run.say(f"prune: {tried}: nothing changed")
         return best
     trainings = "1 training" if len(points) == 2 else f"{len(points) - 1} trainings"
@@ -218,24 +214,20 @@ class Bound:
 
     reference: Quality
     whose: str
-    tolerance: float
+    max_loss: float
+    """In points."""
 
     @classmethod
     def of(cls, technique: Prune, model: nn.Module, run: Run) -> Bound:
-        """That of the teacher if there is one, else of the network that comes in, less the tolerance."""
-        assert technique.tolerance is not None
+        """That of the teacher if there is one, else of the network that comes in, less the points that may be lost."""
+        assert technique.max_loss is not None
         if run.teacher is not None:
-            return cls(run.evaluate(run.teacher), "the teacher", technique.tolerance)
-        return cls(run.evaluate(model), "the network that came in", technique.tolerance)
-
-    def lost(self, quality: Quality) -> float:
-        """How much worse a quality is than the reference."""
-        difference = self.reference.value - quality.value
-        return difference if self.reference.higher_is_better else -difference
+            return cls(run.evaluate(run.teacher), "the teacher", technique.max_loss)
+        return cls(run.evaluate(model), "the network that came in", technique.max_loss)
 
     def holds(self, quality: Quality) -> bool:
         """Whether a quality is good enough."""
-        return self.lost(quality) <= self.tolerance + SLACK
+        return quality.within(self.max_loss, self.reference)
 
     def checked(self, quality: Quality, run: Run) -> Quality:
         """The quality of a network that was trained without any pruning.
@@ -244,14 +236,15 @@ class Bound:
             TrainingError: not even that holds the bound.
         """
         if not self.holds(quality) and run.max_batches is None:
+            lost = quality.points_below(self.reference)
             raise TrainingError(
                 f"even with nothing pruned, the network that this step trains has {told(quality)}: {self}",
-                mend=f"train longer or at a lower learning rate, or raise `tolerance` above {self.lost(quality):.4f}",
+                mend=f"train longer or at a lower learning rate, or raise `max_loss` above {lost:.2f}",
             )
         return quality
 
     def __str__(self) -> str:
-        return f"at most {self.tolerance:g} may be lost of {self.reference.value:.4f}, which {self.whose} has"
+        return f"at most {self.max_loss:g} points may be lost of {self.reference.value:.4f}, which {self.whose} has"
 
 
 def told(quality: Quality) -> str:

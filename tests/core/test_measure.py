@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -235,6 +236,20 @@ def test_better_is_strict_and_knows_its_direction():
     assert value(0.1, False).better_than(value(0.2, False))
     assert value(0.1).better_than(value(float("nan")))
     assert not value(float("nan")).better_than(value(0.1))
+
+
+def test_points_are_hundredths_or_per_cent_of_an_error():
+    accuracy = Quality("accuracy", 0.97, 0, 1, 10)
+    worse, better = replace(accuracy, value=0.965), replace(accuracy, value=0.98)
+    assert worse.points_below(accuracy) == pytest.approx(0.5)
+    assert better.points_below(accuracy) == pytest.approx(-1)
+    assert worse.within(0.5, accuracy)
+    assert not worse.within(0.49, accuracy)
+    assert better.within(0, accuracy)
+    error = Quality("mse", 4.0, 0, 9, 10, higher_is_better=False)
+    assert replace(error, value=4.2).points_below(error) == pytest.approx(5)
+    assert not replace(error, value=4.2).within(4.9, error)
+    assert replace(error, value=0.1).points_below(replace(error, value=0.0)) == float("inf")
 
 
 def test_bytes_are_those_on_disk_with_the_manifest_a_model_needs(tmp_path):

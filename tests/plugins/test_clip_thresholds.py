@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from compress_clip import Clip
-from compress_clip.bisection import largest, points_lost
+from compress_clip.bisection import largest
 from compress_clip.threshold import clip, threshold_of_deviations
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +17,7 @@ from torchmetrics import MeanSquaredError
 
 from compress_core.applying import apply_techniques
 from compress_core.data import Columns
-from compress_core.measure import Curve, Quality
+from compress_core.measure import Curve
 from compress_core.testing import Classification, Epochs
 from compress_core.weights import weights
 from tests.support import make, make_run
@@ -64,15 +64,6 @@ def test_bisection_comes_within_a_step_below_the_edge(edge, steps):
     assert len(tried) == steps
     assert found <= edge <= found + 2.0**-steps
     assert found == 0 or found in tried
-
-
-def test_points_are_hundredths_or_per_cent_of_an_error():
-    accuracy = Quality("accuracy", 0.97, 0, 1, 10)
-    assert points_lost(accuracy, replace(accuracy, value=0.965)) == pytest.approx(0.5)
-    assert points_lost(accuracy, replace(accuracy, value=0.98)) == pytest.approx(-1)
-    error = Quality("mse", 4.0, 0, 9, 10, higher_is_better=False)
-    assert points_lost(error, replace(error, value=4.2)) == pytest.approx(5)
-    assert points_lost(replace(error, value=0.0), replace(error, value=0.1)) == float("inf")
 
 
 @pytest.mark.parametrize("scope", ["tensor", "global"])

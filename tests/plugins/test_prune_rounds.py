@@ -182,7 +182,7 @@ def test_progressive_pruning_stops_within_the_bound_where_the_smallest_step_fail
     curves, told = [], []
     run = make_run(plotter=curves.append, printer=told.append)
     before = run.evaluate(trained).value
-    prune = Prune(amount=0.99, schedule="progressive", tolerance=0.03, step=0.4, smallest_step=0.1)
+    prune = Prune(amount=0.99, schedule="progressive", max_loss=3.0, step=0.4, smallest_step=0.1)
     pruned = apply_techniques(trained, [prune, Epochs(epochs=2, learning_rate=3e-3)], run)
     assert run.evaluate(pruned).value >= before - 0.03 - 1e-9
     share = sum(gone(pruned)) / sum(sizes(pruned))
@@ -198,13 +198,13 @@ def test_progressive_pruning_stops_within_the_bound_where_the_smallest_step_fail
 
 
 def test_progressive_pruning_goes_no_further_than_the_amount(trained):
-    pruned = apply_techniques(trained, [Prune(amount=0.3, schedule="progressive", tolerance=0.5)], make_run())
+    pruned = apply_techniques(trained, [Prune(amount=0.3, schedule="progressive", max_loss=50.0)], make_run())
     assert gone(pruned) == [round(0.3 * size) for size in sizes(trained)]
 
 
 def test_progressive_pruning_of_channels_by_macs_keeps_the_bound_without_training(trained):
     run = make_run()
-    prune = Prune(amount=0.9, granularity="channel", of="macs", schedule="progressive", tolerance=0.02, step=0.1)
+    prune = Prune(amount=0.9, granularity="channel", of="macs", schedule="progressive", max_loss=2.0, step=0.1)
     cut = apply_techniques(trained, [prune], run)
     assert run.evaluate(cut).value >= run.evaluate(trained).value - 0.02 - 1e-9
     assert sum(sizes(cut)) < sum(sizes(trained))
@@ -212,7 +212,7 @@ def test_progressive_pruning_of_channels_by_macs_keeps_the_bound_without_trainin
 
 def test_if_no_step_holds_nothing_changes_and_it_says_so(trained):
     said = []
-    prune = Prune(amount=0.9, schedule="progressive", tolerance=0.0, step=0.8, smallest_step=0.8)
+    prune = Prune(amount=0.9, schedule="progressive", max_loss=0.0, step=0.8, smallest_step=0.8)
     same = apply_techniques(trained, [prune], make_run(teller=said.append))
     assert gone(same) == gone(trained)
     assert "nothing changed" in said[-1]
@@ -222,16 +222,16 @@ def test_a_bound_that_even_no_pruning_meets_is_refused_with_the_figures(trained)
     run = make_run()
     quality = run.evaluate(trained).value
     with pytest.raises(TrainingError, match="even with nothing pruned") as caught:
-        apply_techniques(trained, [Prune(amount=0.5, schedule="progressive", tolerance=0.01), Spoil()], run)
+        apply_techniques(trained, [Prune(amount=0.5, schedule="progressive", max_loss=1.0), Spoil()], run)
     assert f"{quality:.4f}" in caught.value.what
-    assert "0.01" in caught.value.what
-    assert "raise `tolerance` above" in caught.value.mend
+    assert "at most 1 points" in caught.value.what
+    assert "raise `max_loss` above" in caught.value.mend
 
 
 def test_the_bound_is_the_teachers_where_there_is_one(trained):
     with pytest.raises(TrainingError, match="which the teacher has"):
         apply_techniques(
-            make("mlp"), [Prune(amount=0.5, schedule="progressive", tolerance=0.01)], make_run(teacher=trained)
+            make("mlp"), [Prune(amount=0.5, schedule="progressive", max_loss=1.0)], make_run(teacher=trained)
         )
 
 
