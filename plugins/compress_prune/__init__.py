@@ -88,8 +88,8 @@ class Prune(TrainingTechnique):
     """Share of a first training whose weights `lottery` goes back to; 0 are those with which the step begins."""
     max_loss: float | None = Field(default=None, ge=0)
     """With `progressive`, how many points the validation quality may lose against the teacher, or without one against
-    the step's input. A point is a hundredth where more is better (0.5 of accuracy: from 0.970 to 0.965), and one per cent of the
-    quality that is to be kept where less is better (an error)."""
+    the step's input. A point is a hundredth where more is better (0.5 of accuracy: from 0.970 to 0.965), and one per
+    cent of the quality that is to be kept where less is better (an error)."""
     step: float = Field(default=0.2, gt=0, lt=1)
     """The share of what is left that `progressive` tries to take; it is halved at each step back."""
     smallest_step: float = Field(default=0.02, gt=0, lt=1)

@@ -4,8 +4,8 @@
                   s_r = s r / R               (linear)
     lottery       the same shares; what survives gets its early weights back before each training:
                   w <- w_early * mask,   w_early those at the begin, or after the share `rewind` of a first training
-    progressive   s' = 1 - (1 - s)(1 - d), kept if the quality is at most `max_loss` points below the first, else back to s,
-                  d <- d / 2; until d is below its smallest value or s has reached the amount
+    progressive   s' = 1 - (1 - s)(1 - d), kept if the quality is at most `max_loss` points below the first;
+                  else back to s, d <- d / 2; until d is below its smallest value or s has reached the amount
 
 Each round ranks anew, what is gone stays gone, and the step's other techniques train with it: their epochs are those
 of one round. Shares, targets and multiples are of the network that comes in: channels are held at zero from round to
