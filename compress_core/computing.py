@@ -34,6 +34,7 @@ COMPUTES = frozenset(
         "sharing",
         "selecting",  # which modules a pattern means
         "stage",
+        "stopwatch",  # choices that rest on measured time
         "structure",
         "training",
         "weights",

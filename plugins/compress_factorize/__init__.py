@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compress_core.run import Run
-    from compress_factorize.latency import Stopwatch
+    from compress_core.stopwatch import Stopwatch
     from compress_factorize.layers import Found
     from compress_factorize.pieces import Factors
     from compress_factorize.ranks import Option, Ranks
@@ -164,10 +164,9 @@ class Factorize(Technique):
 
     def _stopwatch(self, model: nn.Module, run: Run) -> Stopwatch:
         """Times networks beside this one."""
-        from compress_factorize.latency import Stopwatch
+        from compress_core.stopwatch import Stopwatch, exporter_of
 
-        exporter = None if self.runtime == TORCH else catalog().exporters[self.runtime]()
-        return Stopwatch(model, exporter, self.batch, run)
+        return Stopwatch(model, exporter_of(self.runtime), self.batch, run)
 
     def _timed(self, model: nn.Module, layers: Mapping[str, Option], timed: Stopwatch, run: Run) -> Ranks:
         """The ranks with which a call takes a share of its time, measured here, told and recorded."""

@@ -13,67 +13,20 @@ Cost: at most `MEASUREMENTS` networks, a second each, and their export where the
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from compress_core.modes import leave_fused_paths
-from compress_core.timing import measure
 from compress_factorize.layers import put
 from compress_factorize.pieces import Factors
 from compress_factorize.ranks import Budget, Option, Ranks
 
-if TYPE_CHECKING:
-    from compress_core.parts import Exporter
-    from compress_core.run import Example, Run
-
 MEASUREMENTS = 8
-SECONDS = 0.6
-"""What one attempt of a measurement may take."""
 
-Call = Callable[[], Any]
 Timed = Callable[[nn.Module], float]
 """The share of the dense network's time that a network takes."""
-
-
-class Stopwatch:
-    """Called with a network, the share of the dense network's time that a call of it takes."""
-
-    def __init__(self, dense: nn.Module, exporter: Exporter | None, batch: int, run: Run) -> None:
-        """Open the dense network.
-
-        Args:
-            dense: the network as it is.
-            exporter: the runtime; torch without one.
-            batch: examples per call.
-            run: gives the examples.
-        """
-        self.exporter = exporter
-        columns = run.splits.train.take(torch.arange(batch) % len(run.splits.train))
-        self.example = run.task.inputs({name: column.to(run.device) for name, column in columns.items()})
-        self.dense = self._opened(deepcopy(dense))
-
-    def __call__(self, model: nn.Module) -> float:
-        """Measure."""
-        found = measure({"dense": self.dense, "factorized": self._opened(model)}, ["dense"], seconds=SECONDS)
-        return 1 / found.speedup("factorized", "dense").value
-
-    def _opened(self, model: nn.Module) -> Call:
-        """A call of a network in the runtime."""
-        model = model.eval()
-        arguments, keywords = self.example
-        if self.exporter is None:
-            return lambda: _quietly(model, self.example)
-        with tempfile.TemporaryDirectory() as folder:
-            self.exporter.export(model, Path(folder), self.example)
-            runtime = self.exporter.load(Path(folder), torch.get_num_threads())
-            runtime(*arguments, **keywords)  # whatever it reads lazily is read while the folder is there
-        return lambda: runtime(*arguments, **keywords)
 
 
 def by_latency(
@@ -111,9 +64,3 @@ def _built(
         copy = put(copy, path, deepcopy(known[path, wanted].pieces))
     leave_fused_paths(copy, ranks)
     return copy
-
-
-@torch.no_grad()
-def _quietly(model: nn.Module, example: Example) -> Any:
-    arguments, keywords = example
-    return model(*arguments, **keywords)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from compress_core.catalog import catalog
 from compress_core.channels.coupling import Group, keeps_of, zero_keeps
 from compress_core.errors import ModelError
+from compress_core.stopwatch import Stopwatch, exporter_of
 from compress_prune.choosing import counts_among, importance, least, places, ranking, rounded
-from compress_prune.latency import TORCH, Stopwatch, opened
+from compress_prune.latency import WithoutChannels
 from compress_prune.sensitivity import Sensitivity, measured, restoring, shares_at
 from compress_prune.targets import SIDES, CannotReach, Cost, Plan, cost_of, nothing, solved, solved_by_measuring
 
@@ -103,11 +103,11 @@ def _timed(
     technique: Prune, model: nn.Module, groups: Sequence[Group], scorer: Scorer, *, rule: Rule, run: Run
 ) -> list[int]:
     """How many channels go so that a call takes less time, measured once, and recorded: it depends on the machine."""
-    runtime = opened(None if technique.runtime == TORCH else catalog().exporters[technique.runtime]())
     scorer.read(model, run)
     scores = [_known(importance(model, group, scorer)) for group in groups]
     plan = _plan(rule, groups, scores, nothing(groups))
-    watch = Stopwatch(model, groups, runtime, technique.batch, run)
+    stopwatch = Stopwatch(model, exporter_of(technique.runtime), technique.batch, run)
+    watch = WithoutChannels(model, groups, stopwatch)
     with _saying_what_can_be_met(technique):
         masks, ratio = solved_by_measuring(plan, watch, technique.share)
     found = [int(mask.sum()) for mask in masks]

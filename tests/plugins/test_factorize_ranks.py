@@ -9,7 +9,7 @@ import pytest
 import torch
 from compress_factorize import Factorize
 from compress_factorize.evbmf import evbmf_rank, noise_variance, objective, threshold
-from compress_factorize.latency import MEASUREMENTS, Stopwatch, by_latency
+from compress_factorize.latency import MEASUREMENTS, by_latency
 from compress_factorize.layers import find_layers
 from compress_factorize.ranks import Budget, by_energy, options
 from hypothesis import given, settings
@@ -18,7 +18,6 @@ from pydantic import ValidationError
 from torch import nn
 
 from compress_core.applying import apply_techniques
-from compress_core.catalog import catalog
 from compress_core.errors import ModelError
 from compress_core.measure import counts
 from tests.support import NETS, make, make_run
@@ -208,34 +207,12 @@ def test_a_target_time_out_of_reach_gives_the_time_of_the_smallest_network():
     assert ranks is None and asked == [taken] and taken > 0.01
 
 
-@pytest.mark.parametrize("runtime", ["torch", "onnx"])
-def test_latency_is_measured_in_the_runtime_that_is_named(runtime, monkeypatch):
-    run, model = make_run(), make("conv")
-    exporter = None if runtime == "torch" else catalog().exporters[runtime]()
-    calls: list[dict] = []
-
-    class Found:
-        def speedup(self, name, opponent):
-            return type("Estimate", (), {"value": 2.0})
-
-    def measure(given, opponents, *, seconds):
-        calls.append({name: call() for name, call in given.items()})
-        return Found()
-
-    monkeypatch.setattr("compress_factorize.latency.measure", measure)
-    assert Stopwatch(model, exporter, 3, run)(deepcopy(model)) == 0.5
-    (answers,) = calls
-    torch.testing.assert_close(answers["dense"], answers["factorized"])
-    assert answers["dense"].shape == (3, 10)
-    assert answers["dense"].grad_fn is None
-
-
 def test_a_target_time_is_told_and_recorded_with_the_ranks(monkeypatch):
     said, kept = [], {}
     run = make_run(teller=said.append, recorder=kept.__setitem__)
     model = make("conv")
     timed, _ = macs_share(model, run)
-    monkeypatch.setattr(Stopwatch, "__call__", lambda self, network: timed(network))
+    monkeypatch.setattr("compress_core.stopwatch.Stopwatch.__call__", lambda self, network: timed(network))
     found = apply_techniques(model, [Factorize(ratio=0.5, of="latency")], run)
     assert counts(found, run.example).macs <= 0.5 * counts(model, run.example).macs
     assert "of the dense network's time in torch with" in said[0]
@@ -244,7 +221,7 @@ def test_a_target_time_is_told_and_recorded_with_the_ranks(monkeypatch):
 
 
 def test_a_target_time_out_of_reach_says_what_the_smallest_network_takes(monkeypatch):
-    monkeypatch.setattr(Stopwatch, "__call__", lambda self, network: 0.9)
+    monkeypatch.setattr("compress_core.stopwatch.Stopwatch.__call__", lambda self, network: 0.9)
     with pytest.raises(
         ModelError, match=r"cannot take 0\.5 of its time in torch: with the smallest ranks it takes 0\.9"
     ):

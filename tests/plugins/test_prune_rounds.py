@@ -264,7 +264,7 @@ def test_what_rounds_choose_by_measuring_is_recorded_once_for_the_network_that_i
     def ratio(self, gone):
         return 1 - 0.7 * sum(int(mask.sum()) for mask in gone) / sum(len(mask) for mask in gone)
 
-    monkeypatch.setattr("compress_prune.latency.Stopwatch.__call__", ratio)
+    monkeypatch.setattr("compress_prune.latency.WithoutChannels.__call__", ratio)
     recorded, said = [], []
     run = make_run(recorder=lambda name, value: recorded.append(value), teller=said.append)
     prune = Prune(amount=0.5, granularity="channel", of="latency", schedule="iterative", rounds=2)

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from compress_prune import Prune
-from compress_prune.latency import Stopwatch, opened
+from compress_prune.latency import WithoutChannels
 from compress_prune.targets import CannotReach, Formula, cost_of, solved, solved_by_measuring, without
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +21,6 @@ from compress_core.channels.proof import proven
 from compress_core.errors import ModelError
 from compress_core.measure import counts
 from compress_core.testing import Epochs
-from compress_core.timing import Timing
 from tests.support import make, make_run
 
 
@@ -229,13 +228,11 @@ def time_is_macs(monkeypatch):
     """Time that depends on nothing but the MACs, so that the test does not depend on the machine."""
 
     def ratio(self, gone):
-        cut = without(self.model, self.groups, gone)
-        self.dense(), self.runtime(cut.eval(), self.example)()
-        examples = len(self.example[0][0])
-        assert examples == 3
-        return counts(cut, self.example).macs / counts(self.model, self.example).macs
+        cut, example = without(self.model, self.groups, gone), self.watch.example
+        assert len(self.watch.dense()) == len(self.watch.opened(cut)()) == 3
+        return counts(cut, example).macs / counts(self.model, example).macs
 
-    monkeypatch.setattr("compress_prune.latency.Stopwatch.__call__", ratio)
+    monkeypatch.setattr("compress_prune.latency.WithoutChannels.__call__", ratio)
 
 
 def test_a_share_of_the_time_goes_and_what_was_chosen_is_recorded(time_is_macs):
@@ -263,25 +260,18 @@ def test_time_is_measured_in_the_exporters_runtime(time_is_macs, monkeypatch):
 
 
 def test_a_time_that_cannot_be_met_is_refused(monkeypatch):
-    monkeypatch.setattr("compress_prune.latency.Stopwatch.__call__", lambda self, gone: 0.8)
+    monkeypatch.setattr("compress_core.stopwatch.Stopwatch.__call__", lambda self, network: 0.8)
     with pytest.raises(ModelError, match=r"50\.0% of the time cannot go: 20\.0% would"):
         apply_techniques(make("mlp"), [Prune(amount=0.5, granularity="channel", of="latency")], make_run())
 
 
-def test_the_ratio_is_that_of_the_medians_beside_the_dense_network(monkeypatch):
-    shapes = {}
-
-    def timed(calls, opponents, *, seconds):
-        shapes.update({name: call().shape for name, call in calls.items()})
-        assert opponents == ["dense"]
-        return Timing({"dense": [4.0, 6.0, 5.0], "cut": [1.0, 3.0, 2.0]}, disturbed=False, attempts=1)
-
-    monkeypatch.setattr("compress_prune.latency.measure", timed)
+def test_the_network_without_the_channels_is_the_one_that_is_measured(monkeypatch):
+    widths = []
     run, model = make_run(), make("mlp")
     groups = groups_of(model, run)
-    watch = Stopwatch(model, groups, opened(None), 5, run)
-    assert watch([torch.arange(group.size) > 7 for group in groups]) == pytest.approx(1 / 2.5)
-    assert shapes == {"dense": (5, 10), "cut": (5, 10)}
+    watch = WithoutChannels(model, groups, lambda network: widths.append(network.layers[1].out_features) or 0.4)
+    assert watch([torch.arange(group.size) > 7 for group in groups]) == 0.4
+    assert widths == [8]
     assert model.layers[1].out_features == 32
 
 
