@@ -63,8 +63,8 @@ def cifar10(bench: Bench, seed: int, train: int | None, validation: int) -> Spli
     total = 50_000 if limit is None else limit
     source = Parquet(folder=str(bench.data("cifar10")), image="img", limit=limit, validation_share=validation / total)
     found = source.splits(seed)
-    train, held_out, test = (_bytes(split) for split in (found.train, found.validation, found.test))
-    return Splits(Shifted(train, seed), Pictures(held_out), Pictures(test), found.about)
+    learned, held_out, test = (_bytes(split) for split in (found.train, found.validation, found.test))
+    return Splits(Shifted(learned, seed), Pictures(held_out), Pictures(test), found.about)
 
 
 def _bytes(split: Columns) -> dict[str, Tensor]:
