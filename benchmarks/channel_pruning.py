@@ -190,7 +190,7 @@ def torch_pruned(model: nn.Module, world: Run) -> nn.Module:
         global_pruning=True,
         pruning_ratio=1.0,
         iterative_steps=STEPS,
-        ignored_layers=streams,
+        ignored_layers=[layer for path, layer in layers if not path.endswith(".conv1")],
     )
     for _ in range(STEPS):
         if counts(model, world.example).macs <= target:
