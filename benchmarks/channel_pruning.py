@@ -176,12 +176,11 @@ def torch_pruned(model: nn.Module, world: Run) -> nn.Module:
     What the padding shortcuts couple is ignored: it cannot follow them.
     """
     import torch_pruning as tp
+    from torch import nn
 
     from compress_core.measure import counts
 
-    streams = [
-        module for path, module in model.named_modules() if path in {"conv1", "linear"} or path.endswith("conv2")
-    ]
+    layers = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     target = counts(model, world.example).macs / FEWER
     pruner = tp.pruner.GroupNormPruner(
         model,

@@ -66,4 +66,4 @@ def test_torch_prunings_network_keeps_its_streams_and_has_no_more_macs_than_the_
     dense = counts(ResNet20(), world.example).macs
     found = channel_pruning.torch_pruned(ResNet20(), world)
     assert 0.3 * dense < counts(found, world.example).macs <= dense / channel_pruning.FEWER
-    assert [found.get_submodule(f"layer{stage}.0.conv2").weight.shape[0] for stage in (1, 2, 3)] == [16, 32, 64]
+    assert [len(found.get_parameter(f"layer{stage}.0.conv2.weight")) for stage in (1, 2, 3)] == [16, 32, 64]
