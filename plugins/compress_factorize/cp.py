@@ -9,6 +9,7 @@ eq. 3 to 8. The factors are found by alternating least squares (tensorly's `para
 Harshman 1970), started from singular vectors and seeded random numbers; every sweep can only lower the error.
 There is no closed form: the best CP of a rank may not even exist (de Silva and Lim 2008, Tensor rank and the
 ill-posedness of the best low-rank approximation problem), and factors may grow while they cancel each other.
+A kernel of fewer terms than asked for leaves a sweep without a single solution: a tiny ridge then chooses.
 
 Ranges: 1 <= R; a rank may exceed the number of channels. Cost: a sweep is O(out in kH kW R + R^3) in float64, on the
 processor; candidates are tried at `GRID` ranks with fewer sweeps than the final factors get.
@@ -21,6 +22,8 @@ from math import ceil
 from warnings import catch_warnings, simplefilter
 
 import torch
+from numpy import isfinite
+from numpy.linalg import LinAlgError
 from torch import Tensor
 
 from compress_factorize.inputs import Inputs
@@ -32,6 +35,7 @@ TRIAL_SWEEPS = 10
 GRID = 8
 SEED = 0
 _TOLERANCE = 1e-5
+_RIDGE = 1e-9
 
 
 def cp_factors(weight: Tensor, rank: int, sweeps: int = SWEEPS, seed: int = SEED) -> tuple[Tensor, ...]:
@@ -39,12 +43,30 @@ def cp_factors(weight: Tensor, rank: int, sweeps: int = SWEEPS, seed: int = SEED
 
     Each term's size is shared evenly by its four columns.
     """
+    try:
+        return _least_squares(weight.double(), rank, sweeps, seed)
+    except LinAlgError:
+        size = torch.linalg.vector_norm(weight.double())
+        last, *others = _least_squares(weight.double() / size, rank, sweeps, seed, _RIDGE)
+        return balanced([last, *others], size.expand(rank))
+
+
+def _least_squares(weight: Tensor, rank: int, sweeps: int, seed: int, ridge: float = 0.0) -> tuple[Tensor, ...]:
+    """The matrices by tensorly.
+
+    Raises:
+        LinAlgError: the terms are more than the kernel has, so that a sweep has no single solution.
+    """
     import tensorly
     from tensorly.decomposition import parafac
 
     with catch_warnings(), tensorly.backend_context("numpy", local_threadsafe=True):
         simplefilter("ignore")  # it tells that a rank exceeds an axis, where it fills up with random numbers
-        found = parafac(weight.double().numpy(), rank, n_iter_max=sweeps, init="svd", random_state=seed, tol=_TOLERANCE)
+        found = parafac(
+            weight.numpy(), rank, n_iter_max=sweeps, init="svd", random_state=seed, tol=_TOLERANCE, l2_reg=ridge
+        )
+    if not all(isfinite(factor).all() for factor in found.factors):
+        raise LinAlgError("a sweep gave no numbers")
     return balanced([torch.from_numpy(factor).double() for factor in found.factors], torch.from_numpy(found.weights))
 
 

@@ -107,6 +107,15 @@ def test_a_kernel_of_few_terms_is_found_again():
     assert relative(from_cp(cp_factors(exact, 2, sweeps=500)), exact) > 0.05
 
 
+def test_more_terms_than_a_kernel_has_find_it_too():
+    exact = torch.zeros(16, 8, 3, 3, dtype=torch.float64)
+    exact[0, 0] = 3.0
+    for rank in (2, 9, 30):
+        found = cp_factors(exact, rank)
+        assert relative(from_cp(found), exact) < 1e-3
+        assert max(float(factor.abs().max()) for factor in found) < 1e3
+
+
 def test_one_term_is_the_best_rank_one_tensor():
     # of a tensor with orthogonal terms, the best rank-one approximation is its largest term: Zhang and Golub 2001
     axes = [torch.linalg.qr(random(size, 2, seed=size))[0] for size in (6, 5, 3, 4)]
