@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from compress_core.data import Batch
 from compress_core.modes import evaluating, unfused
 from compress_core.run import Run
-from compress_factorize.inputs import patches
+from compress_factorize.inputs import Patches
 from compress_factorize.pieces import weight_of
 
 RIDGE = 1e-4
@@ -176,13 +176,14 @@ def moments_of(chain: nn.Sequential, pairs: Iterator[Pair], generator: torch.Gen
     """The moments of what reaches the last layer of a chain, at drawn positions of every pair."""
     total: Moments | None = None
     for x, y in pairs:
-        features = patches(chain[-1], chain[:-1](x))
-        if getattr(chain[-1], "bias", None) is not None:
-            features = torch.cat([features, features.new_ones(len(features), 1)], dim=1)
-        targets = rows_of(chain[-1], y)
+        every, targets = Patches(chain[-1], chain[:-1](x)), rows_of(chain[-1], y)
+        chosen = None
         if len(targets) > POSITIONS:
             chosen = torch.randperm(len(targets), generator=generator)[:POSITIONS].to(targets.device)
-            features, targets = features[chosen], targets[chosen]
+            targets = targets[chosen]
+        features = every.take(chosen)
+        if getattr(chain[-1], "bias", None) is not None:
+            features = torch.cat([features, features.new_ones(len(features), 1)], dim=1)
         one = Moments.of(features, targets)
         total = one if total is None else total + one
     assert total is not None
@@ -190,7 +191,7 @@ def moments_of(chain: nn.Sequential, pairs: Iterator[Pair], generator: torch.Gen
 
 
 def rows_of(layer: nn.Module, y: Tensor) -> Tensor:
-    """The outputs of a layer by position, (positions, out), in the order of `patches`."""
+    """The outputs of a layer by position, (positions, out), in the order of `Patches`."""
     if not isinstance(layer, nn.Conv2d):
         return y.reshape(-1, y.shape[-1])
     return (y[None] if y.ndim == 3 else y).movedim(1, 3).flatten(0, 2)

@@ -8,7 +8,7 @@ mean counts: C = E[x x^T] - E[x] E[x]^T and b' = b + (W - W') E[x], which is the
 none, and its C is not centred.
 
 Nothing but the sums is kept. Of each batch at most `MOST` positions, or `PER_AXIS` times the length of x if that is
-more, are taken, drawn by the seed. Cost: O(positions d^2) time and O(d^2) memory per layer, with d = in kH kW.
+more, are taken, drawn by the seed; no other patch is ever built. Cost: O(positions d^2) time and O(d^2) memory per layer, with d = in kH kW.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from compress_core.run import Run
 
 MOST = 4096
 PER_AXIS = 2
+CONSTANT = 1e-9
+"""Inputs whose spread, as a share of their mean square, is below this for each axis are the same everywhere: what is
+left of the difference is rounding."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +59,41 @@ def inputs_of(model: nn.Module, run: Run, layers: Mapping[str, nn.Module]) -> di
     return {path: entry.inputs() for path, entry in sums.items() if entry.count}
 
 
-def patches(layer: nn.Module, x: Tensor) -> Tensor:
-    """What each output position of a layer sees, (positions, in) or (positions, in kH kW)."""
-    if not isinstance(layer, nn.Conv2d):
-        return x.reshape(-1, x.shape[-1])
-    if x.ndim == 3:
-        x = x[None]
+class Patches:
+    """What each output position of a layer sees; only those that are asked for are copied."""
+
+    def __init__(self, layer: nn.Module, x: Tensor) -> None:
+        """Look at what goes into a layer."""
+        self.seen = _windows(layer, x) if isinstance(layer, nn.Conv2d) else x.reshape(-1, x.shape[-1])
+
+    def __len__(self) -> int:
+        return len(self.seen) if self.seen.ndim == 2 else self.seen.shape[:3].numel()
+
+    @property
+    def length(self) -> int:
+        """Numbers in each."""
+        return self.seen.shape[1] if self.seen.ndim == 2 else self.seen.shape[3:].numel()
+
+    def take(self, positions: Tensor | None = None) -> Tensor:
+        """Those at some positions, or all, (positions, in) or (positions, in kH kW)."""
+        if positions is not None:
+            positions = positions.to(self.seen.device)
+        if self.seen.ndim == 2:
+            return self.seen if positions is None else self.seen[positions]
+        if positions is None:
+            return self.seen.flatten(3).flatten(0, 2)
+        _, rows, columns = self.seen.shape[:3]
+        image, place = positions // (rows * columns), positions % (rows * columns)
+        return self.seen[image, place // columns, place % columns].flatten(1)
+
+
+def _windows(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """A view of the padded images, (images, rows, columns, in, kH, kW)."""
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    padded = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
-    found = F.unfold(padded, layer.kernel_size, dilation=layer.dilation, stride=layer.stride)
-    return found.transpose(1, 2).reshape(-1, found.shape[1])
+    found = F.pad(x[None] if x.ndim == 3 else x, layer._reversed_padding_repeated_twice, mode=mode)
+    for axis, (size, step, dilation) in enumerate(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)):
+        found = found.unfold(axis + 2, (size - 1) * dilation + 1, step)[..., ::dilation]
+    return found.permute(0, 2, 3, 1, 4, 5)
 
 
 @dataclass
@@ -82,12 +110,10 @@ class _Sums:
         """Add what a call of the layer sees."""
         if not arguments:
             return
-        seen = patches(self.layer, arguments[0].detach())
-        most = max(MOST, PER_AXIS * seen.shape[1])
-        if len(seen) > most:
-            chosen = torch.randperm(len(seen), generator=self.generator)[:most]
-            seen = seen[chosen.to(seen.device)]
-        seen = seen.cpu().double()
+        every = Patches(self.layer, arguments[0].detach())
+        most = max(MOST, PER_AXIS * every.length)
+        chosen = torch.randperm(len(every), generator=self.generator)[:most] if len(every) > most else None
+        seen = every.take(chosen).cpu().double()
         self.count += len(seen)
         self.first = self.first + seen.sum(0)
         self.second = self.second + seen.T @ seen
@@ -97,4 +123,7 @@ class _Sums:
         mean, moment = self.first / self.count, self.second / self.count
         if getattr(self.layer, "bias", None) is None:
             return Inputs(moment)
-        return Inputs(moment - torch.outer(mean, mean), mean)
+        spread = moment - torch.outer(mean, mean)
+        if spread.trace() <= CONSTANT * len(mean) * moment.trace():
+            spread.zero_()
+        return Inputs(spread, mean)

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 from compress_factorize import Factorize
-from compress_factorize.inputs import Inputs, inputs_of, patches
+from compress_factorize.inputs import MOST, Inputs, Patches, _Sums, inputs_of
 from compress_factorize.lowrank import matrix_factors, spatial_factors, tucker_factors
 from compress_factorize.methods import CONVOLUTIONS, method_of
 from compress_factorize.pieces import Area, product_of, weight_of
@@ -164,8 +164,39 @@ def test_patches_are_what_a_convolution_sees(geometry):
     layer = nn.Conv2d(3, 4, 3, **geometry)
     image = random(2, 3, 9, 11).float()
     wanted = layer(image).permute(0, 2, 3, 1).reshape(-1, 4)
-    found = patches(layer, image) @ layer.weight.flatten(1).T + layer.bias
+    seen = Patches(layer, image)
+    assert (len(seen), seen.length) == (len(wanted), 27)
+    found = seen.take() @ layer.weight.flatten(1).T + layer.bias
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    some = torch.tensor([len(wanted) - 1, 0, 2])
+    assert torch.equal(seen.take(some), seen.take()[some])
+
+
+def test_only_the_patches_that_are_drawn_are_built():
+    layer, image = nn.Conv2d(8, 4, 3, padding=1), random(8, 8, 96, 96).float()
+    all_of_them = 8 * 96 * 96 * 72 * 4
+    sums = _Sums(layer, torch.Generator().manual_seed(0))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        sums.take(layer, (image,))
+    assert sums.count == MOST
+    assert max(event.cpu_memory_usage for event in profile.events()) < all_of_them / 4
+
+
+@pytest.mark.parametrize("method", ["spatial", "tucker", "channel"])
+def test_a_layer_that_sees_the_same_everywhere_is_fitted_by_its_weight(method):
+    def net():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.Flatten(), nn.Linear(256, 10))
+
+    model, said = net(), ([], [])
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.copy_(torch.linspace(0.1, 0.9, 8))
+    for fit, told in zip(("data", "weight"), said, strict=True):
+        apply_techniques(
+            model, [Factorize(energy=0.8, method=method, skip=("4",), fit=fit)], make_run(teller=told.append)
+        )
+    assert said[0] == said[1] and "1 layer replaced" in said[0][0]
 
 
 def test_the_moments_of_the_inputs_are_those_of_all_their_positions():
