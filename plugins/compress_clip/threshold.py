@@ -21,7 +21,7 @@ from torch import Tensor
 
 def clip(weight: Tensor, threshold: float) -> Tensor:
     """The weight, any shape, with every entry of magnitude at most `threshold` set to zero."""
-    return weight * (weight.abs() > threshold)
+    return weight.masked_fill(weight.abs() <= threshold, 0)
 
 
 def threshold_for(weights: Sequence[Tensor], share: float) -> float | None:

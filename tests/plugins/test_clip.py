@@ -25,7 +25,9 @@ from tests.support import NETS, make, make_run
 
 def test_only_magnitudes_above_the_threshold_stay_whatever_their_sign():
     weight = torch.tensor([-3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0])
-    assert clip(weight, 1.0).tolist() == [-3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 3.0]
+    clipped = clip(weight, 1.0)
+    assert clipped.tolist() == [-3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 3.0]
+    assert torch.signbit(clipped).tolist() == [True] + [False] * 6  # zeros of two signs would not pack
 
 
 @settings(max_examples=60, deadline=None)
