@@ -97,9 +97,9 @@ class ClipRange(Technique):
             case "measured":
                 return saturation.measured_bound(rows, self.bits)
             case "laplace":
-                return rows.abs().mean(1) * saturation.laplace_bound(1.0, step)
+                return saturation.mean_magnitude(rows) * saturation.laplace_bound(1.0, step)
             case "gauss":
-                return rows.square().mean(1).sqrt() * saturation.gauss_bound(1.0, step)
+                return saturation.root_mean_square(rows) * saturation.gauss_bound(1.0, step)
 
 
 def _output_axis(place: Place) -> int:

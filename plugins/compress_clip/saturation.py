@@ -12,7 +12,8 @@ L = 2^(M-1) - 1: a large c rounds coarsely, a small c cuts much off.
     Gauss(s)      E(w - Q_c(w))^2  =  2 [(c^2 + s^2) (1 - F(c/s)) - c s f(c/s)] + c^2 / (12 L^2)
 
 The two closed forms take rounding for noise of variance step^2 / 12; b is the mean of |w|, s the root of the mean of
-w^2, F and f the normal distribution and its density. The paper's grid has the step 2c / 2^M, ours 2c / (2^M - 2).
+w^2, F and f the normal distribution and its density. Zeros are removed weights, which every grid holds exactly: both
+means are over the others. The paper's grid has the step 2c / 2^M, ours 2c / (2^M - 2).
 
 Sources: Banner et al. 2019, Post training 4-bit quantization of convolutional networks, sec. 3.1, eq. 5 and appendix A
 (ACIQ, the closed forms); Choukroun et al. 2019, Low-bit quantization of neural networks for efficient inference,
@@ -96,6 +97,16 @@ def gauss_bound(scale: float, step: float) -> float:
         return 4 * (exp(-c * c / 2) / sqrt(2 * pi) - c * tail) - c * step**2 / 6
 
     return scale * _root(falling)
+
+
+def mean_magnitude(weight: Tensor) -> Tensor:
+    """The mean of |w| over the entries of each row (rows, entries) that are not zero, (rows,); 0 if there are none."""
+    return weight.abs().sum(1) / weight.count_nonzero(1).clamp(min=1)
+
+
+def root_mean_square(weight: Tensor) -> Tensor:
+    """The root of the mean of w^2 over the entries of each row (rows, entries) that are not zero, (rows,)."""
+    return (weight.square().sum(1) / weight.count_nonzero(1).clamp(min=1)).sqrt()
 
 
 def _best(weight: Tensor, bits: int, bounds: list[Tensor]) -> Tensor:

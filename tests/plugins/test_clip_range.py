@@ -94,6 +94,17 @@ def test_the_integers_of_the_same_step_fill_the_bounds():
     assert scale.mean() < 0.5 * whole.mean()
 
 
+@pytest.mark.parametrize("method", ["measured", "laplace", "gauss"])
+def test_the_bound_of_what_is_left_does_not_depend_on_how_much_was_clipped(method):
+    dense, sparse = nn.Sequential(nn.Linear(1000, 1, bias=False)), nn.Sequential(nn.Linear(10_000, 1, bias=False))
+    with torch.no_grad():
+        dense[0].weight.copy_(sampled("laplace", 1, 1000))
+        sparse[0].weight.zero_()[:, ::10] = dense[0].weight
+    held = [ClipRange(bits=3, method=method).apply(net, make_run())[0].weight.detach() for net in (dense, sparse)]
+    assert torch.allclose(held[1][:, ::10], held[0], rtol=1e-5)
+    assert held[0].abs().max() < sampled("laplace", 1, 1000).abs().max()
+
+
 def test_a_row_of_zeros_stays_zero():
     weight = torch.zeros(2, 5)
     assert measured_bound(weight, 4).tolist() == [0, 0]
