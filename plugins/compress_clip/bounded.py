@@ -26,22 +26,23 @@ LEAST = 1e-6
 class BoundedReLU(nn.ReLU):
     """clamp(x, 0, bound), the bound a parameter; a ReLU for whoever looks for rectifiers."""
 
-    def __init__(self, bound: float = 6.0) -> None:
-        super().__init__()
+    def __init__(self, bound: float = 6.0, inplace: bool = False) -> None:
+        super().__init__(inplace)
         self.bound = nn.Parameter(torch.tensor(float(bound)))
 
     def forward(self, input: Tensor) -> Tensor:
         """The input of any shape, held within 0 and the bound."""
         bound = self.bound.to(input.dtype)
-        return torch.clamp(input, torch.zeros_like(bound), bound)
+        clamp = torch.clamp_ if self.inplace else torch.clamp
+        return clamp(input, torch.zeros_like(bound), bound)
 
-    def arguments(self) -> dict[str, float]:
-        """None: the bound is among the tensors."""
-        return {}
+    def arguments(self) -> dict[str, bool]:
+        """Whether it works in place; the bound is among the tensors."""
+        return {"inplace": True} if self.inplace else {}
 
     def extra_repr(self) -> str:
         """The bound."""
-        return f"bound={self.bound.item():.4g}"
+        return f"bound={self.bound.item():.4g}" + (", inplace=True" if self.inplace else "")
 
 
 def bounded(model: nn.Module) -> dict[str, BoundedReLU]:

@@ -58,12 +58,14 @@ class Pact(TrainingTechnique):
         bounds = _calibrated(model, rectifiers, self.percentile, run)
         if lost := [path for path in rectifiers if path not in bounds]:
             run.say(f"pact: left as they are: {', '.join(lost)} (the calibration examples do not reach them)")
-        new = {
-            id(rectifiers[path]): BoundedReLU(bound).train(rectifiers[path].training).to(run.device)
-            for path, bound in bounds.items()
-        }
-        replace_modules(model, dict(new))
-        leave_fused_paths(model, set(bounds))
+        new: dict[int, nn.Module] = {}
+        for path, bound in bounds.items():
+            old = rectifiers[path]
+            inplace = bool(getattr(old, "inplace", False))
+            new[id(old)] = BoundedReLU(bound, inplace).train(old.training).to(run.device)
+        replace_modules(model, new)
+        everywhere = model.named_modules(remove_duplicate=False)
+        leave_fused_paths(model, {path for path, module in everywhere if isinstance(module, BoundedReLU)})
         return model
 
     def begin(self, model: nn.Module, run: Run) -> nn.Module:
@@ -90,11 +92,11 @@ class Pact(TrainingTechnique):
 
         found = bounded(model)
         if not found:
-            run.say("pact: the network has no rectifier that is a module, such as nn.ReLU: nothing changed")
+            run.say("pact: no module such as nn.ReLU is called by the network and not in `skip`: nothing changed")
             return model
         now = _span([module.bound.item() for module in found.values()])
         before = _span([value.item() for value in state.buffers()] if state is not None else [])
-        run.say(f"pact: {len(found)} rectifiers are bounded at {now}; {before} at first")
+        run.say(f"pact: {_counted(len(found))} bounded at {now}; {before} at first")
         return model
 
 
@@ -145,6 +147,10 @@ def _first(model: nn.Module) -> nn.Module:
     for index, module in enumerate(bounded(model).values()):
         state.register_buffer(f"bound{index}", module.bound.detach().clone())
     return state
+
+
+def _counted(rectifiers: int) -> str:
+    return "1 rectifier is" if rectifiers == 1 else f"{rectifiers} rectifiers are"
 
 
 def _span(values: list[float]) -> str:

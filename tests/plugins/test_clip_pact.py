@@ -17,6 +17,7 @@ from torch import nn
 
 from compress_core.applying import apply_techniques
 from compress_core.artifact import load, save
+from compress_core.modes import unfused
 from compress_core.order import check_together
 from compress_core.testing import Epochs
 from tests.support import digits, make, make_run
@@ -102,7 +103,7 @@ def test_one_rectifier_in_two_places_has_one_bound_and_comes_back_from_disk(tmp_
     assert isinstance(result.act, BoundedReLU)
     assert type(result.unused) is nn.ReLU6
     assert said[0] == "pact: left as they are: unused (the calibration examples do not reach them)"
-    assert said[1].startswith("pact: 1 rectifiers are bounded at ")
+    assert said[1].startswith("pact: 1 rectifier is bounded at ")
     factory = "tests.plugins.test_clip_pact:Shared"
     save(result, tmp_path / "model", factory=factory)
     loaded = load(tmp_path / "model", factory=factory)
@@ -137,11 +138,70 @@ def test_a_transformer_layer_calls_its_bounded_rectifier_in_eval_mode(build, tmp
     assert not torch.allclose(held, free, atol=1e-3)
 
 
+class Alternating(nn.Module):
+    """Two transformer layers with one module for the activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        act = nn.ReLU()
+        layers = [nn.TransformerEncoderLayer(8, 2, 16, 0.0, activation=act, batch_first=True) for _ in range(2)]
+        self.layers, self.head = nn.Sequential(*layers), nn.Linear(8, 10)
+
+    def forward(self, image):
+        return self.head(self.layers(image.squeeze(1)).mean(1))
+
+
+def test_every_transformer_layer_that_shares_a_rectifier_calls_it_in_eval_mode():
+    torch.manual_seed(0)
+    result = apply_techniques(Alternating(), [Pact(percentile=50)], make_run())
+    image = digits().validation.take(torch.arange(9))["image"]
+    with torch.no_grad(), unfused():
+        plain = result(image)
+    with torch.no_grad():
+        assert torch.allclose(result(image), plain, atol=1e-5)
+
+
+class InPlace(nn.Module):
+    """The shortcut sees what the rectifier has written into its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(64, 16), nn.Linear(16, 16), nn.Linear(16, 10)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, image):
+        x = self.one(image.flatten(1))
+        return self.head(x + self.two(self.act(x)))
+
+
+def test_a_rectifier_that_works_in_place_goes_on_so(tmp_path):
+    torch.manual_seed(0)
+    model, run = InPlace(), make_run(max_batches=3)
+    result = apply_techniques(model, [Pact(percentile=100)], run)
+    image = next(run.calibration(9))["image"]
+    assert torch.allclose(result(image), model.eval()(image), atol=1e-5)
+    trained = apply_techniques(result, [Pact(l2=0.1), Epochs()], run)
+    assert bounds_of(trained) != bounds_of(result)
+    factory = "tests.plugins.test_clip_pact:InPlace"
+    save(trained, tmp_path / "model", factory=factory)
+    loaded = load(tmp_path / "model", factory=factory)
+    assert torch.equal(loaded(image), trained(image))
+    Onnx().export(trained, tmp_path, ((torch.zeros(2, 1, 8, 8),), {}))
+    assert torch.allclose(Onnx().load(tmp_path, 1)(image), trained(image), atol=1e-5)
+
+
+def test_if_all_rectifiers_are_skipped_nothing_changes_and_it_says_so():
+    said: list[str] = []
+    result = apply_techniques(make("mlp"), [Pact(skip=("layers",))], make_run(teller=said.append))
+    assert not bounded(result)
+    assert said == ["pact: no module such as nn.ReLU is called by the network and not in `skip`: nothing changed"]
+
+
 def test_functional_rectifiers_cannot_be_seen_and_that_is_said():
     said: list[str] = []
     model = make("conv")
     result = apply_techniques(model, [Pact()], make_run(teller=said.append))
-    assert said == ["pact: the network has no rectifier that is a module, such as nn.ReLU: nothing changed"]
+    assert said == ["pact: no module such as nn.ReLU is called by the network and not in `skip`: nothing changed"]
     assert all(torch.equal(one, other) for one, other in zip(result.parameters(), model.parameters(), strict=True))
 
 
