@@ -8,7 +8,8 @@ mean counts: C = E[x x^T] - E[x] E[x]^T and b' = b + (W - W') E[x], which is the
 none, and its C is not centred.
 
 Nothing but the sums is kept. Of each batch at most `MOST` positions, or `PER_AXIS` times the length of x if that is
-more, are taken, drawn by the seed; no other patch is ever built. Cost: O(positions d^2) time and O(d^2) memory per layer, with d = in kH kW.
+more, are taken, drawn by the seed; no other patch is ever built. Cost: O(positions d^2) time and O(d^2) memory per
+layer, with d = in kH kW.
 """
 
 from __future__ import annotations

@@ -184,11 +184,9 @@ def test_only_the_patches_that_are_drawn_are_built():
 
 @pytest.mark.parametrize("method", ["spatial", "tucker", "channel"])
 def test_a_layer_that_sees_the_same_everywhere_is_fitted_by_its_weight(method):
-    def net():
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.Flatten(), nn.Linear(256, 10))
-
-    model, said = net(), ([], [])
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.Flatten(), nn.Linear(256, 10))
+    said = [], []
     with torch.no_grad():
         model[0].weight.zero_()
         model[0].bias.copy_(torch.linspace(0.1, 0.9, 8))
