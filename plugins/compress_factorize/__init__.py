@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from compress_core.run import Run
     from compress_core.stopwatch import Stopwatch
+    from compress_factorize.attention import Opened
     from compress_factorize.layers import Found
     from compress_factorize.pieces import Factors
     from compress_factorize.ranks import Option, Ranks
@@ -120,7 +121,7 @@ class Factorize(Technique):
         attention = open_attention(model)
         found = find_layers(model, run, matching(model, self.skip))
         layers = options(model, run, found, self.method, from_data=self.fit == "data")
-        chosen = self._choose(layers, found) if timed is None else self._timed(model, layers, timed, run)
+        chosen = self._choose(layers, found) if timed is None else self._timed(model, layers, timed, attention, run)
         original = deepcopy(model) if self.refine != "none" else None
         replaced = {path: layers[path].factors(ranks) for path, ranks in chosen.items()}
         for path, option in layers.items():
@@ -168,7 +169,9 @@ class Factorize(Technique):
 
         return Stopwatch(model, exporter_of(self.runtime), self.batch, run)
 
-    def _timed(self, model: nn.Module, layers: Mapping[str, Option], timed: Stopwatch, run: Run) -> Ranks:
+    def _timed(
+        self, model: nn.Module, layers: Mapping[str, Option], timed: Stopwatch, attention: Opened, run: Run
+    ) -> Ranks:
         """The ranks with which a call takes a share of its time, measured here, told and recorded."""
         import torch
 
@@ -176,7 +179,8 @@ class Factorize(Technique):
         from compress_factorize.ranks import Budget
 
         assert self.ratio is not None
-        ranks, taken = by_latency(model, layers, Budget(layers, self.multiple, "macs"), self.ratio, timed)
+        budget = Budget(layers, self.multiple, "macs")
+        ranks, taken = by_latency(model, layers, budget, self.ratio, timed, opened=attention)
         threads = torch.get_num_threads()
         if ranks is None:
             raise ModelError(

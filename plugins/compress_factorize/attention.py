@@ -29,17 +29,18 @@ class Opened:
     """The attention modules that were taken apart."""
 
     packed: dict[str, nn.MultiheadAttention] = field(default_factory=dict)
-    flags: list[tuple[nn.Module, str, object]] = field(default_factory=list)
+    flags: list[tuple[str, str, object]] = field(default_factory=list)
+    """The path of a module, and an attribute as it was."""
 
     def close(self, model: nn.Module) -> None:
-        """Put every module back of which no projection was replaced."""
+        """Put every module back, in a network or a copy of it, of which no projection was replaced."""
         for path, packed in self.packed.items():
             apart = model.get_submodule(path)
             if all(type(getattr(apart, name)) is nn.Linear for name in PROJECTIONS):
                 parent, _, name = path.rpartition(".")
                 setattr(model.get_submodule(parent), name, packed)
-        for module, name, value in self.flags:
-            setattr(module, name, value)
+        for path, name, value in self.flags:
+            setattr(model.get_submodule(path), name, value)
 
 
 def open_attention(model: nn.Module) -> Opened:
@@ -58,8 +59,8 @@ def open_attention(model: nn.Module) -> Opened:
         and not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
     }
     flags = [
-        (module, name, getattr(module, name))
-        for module in model.modules()
+        (path, name, getattr(module, name))
+        for path, module in model.named_modules()
         for kind, name in _FUSED.items()
         if isinstance(module, kind)
     ]

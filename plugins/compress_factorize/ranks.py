@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import log
+from math import ceil, log
 
 import torch
 from torch import nn
@@ -23,6 +23,8 @@ from compress_factorize.layers import Found
 from compress_factorize.methods import method_of
 from compress_factorize.pieces import Area, Candidates, Factors, Layer, Method, saving, weight_of, worthwhile
 
+_SLACK = 1e-12
+"""Of shares: what a division and a multiplication may round away."""
 SAVES_NOTHING = "would save nothing"
 NEEDED = {"parameters": "needs its parameters", "macs": "needs its multiplications", "latency": "needs its time"}
 
@@ -114,11 +116,12 @@ class Budget:
         Raises:
             ModelError: the share is out of reach; it says what could be reached.
         """
-        chosen = spend(share * self.full, self.points)
+        chosen = spend(share * self.full * (1 + _SLACK), self.points)
         if chosen is None:
             of = "multiplications" if self.of == "macs" else "parameters"
+            enough = ceil(self.smallest * 1000) / 1000
             raise ModelError(
-                f"these layers cannot get by with {share:.3g} of their {of}; the least is {self.smallest:.3g}",
+                f"these layers cannot get by with {share:.3g} of their {of}; the least is {enough:.3g}",
                 mend="give a larger `ratio`, or skip fewer layers",
             )
         return {

@@ -170,6 +170,16 @@ def test_the_smallest_share_that_is_told_can_be_had(name):
             budget.ranks(budget.smallest * 0.99)
 
 
+def test_the_smallest_share_can_be_had_though_it_is_rounded_and_so_can_the_one_that_is_told():
+    run, model = make_run(), nn.Sequential(nn.Flatten(), nn.Linear(64, 25), nn.ReLU(), nn.Linear(25, 10))
+    budget = Budget(options(model, run, find_layers(model, run, {}), "spatial", from_data=False), 1, "macs")
+    assert budget.smallest * budget.full < 2 * (64 + 25 + 25 + 10)  # rounding has taken something
+    assert all(len(ranks) == 1 for ranks in budget.ranks(budget.smallest).values())
+    with pytest.raises(ModelError) as failure:
+        budget.ranks(0.01)
+    assert budget.ranks(float(str(failure.value).partition("the least is ")[2].split()[0]))
+
+
 def test_energy_counts_what_is_asked_for():
     _, layers, _ = surveyed()
     macs, parameters = (by_energy(layers, 0.5, 1, of) for of in ("macs", "parameters"))
@@ -218,6 +228,20 @@ def test_a_target_time_is_told_and_recorded_with_the_ranks(monkeypatch):
     assert "of the dense network's time in torch with" in said[0]
     ranks = {path: tuple(entry) for path, entry in kept["factorize"]["ranks"].items()}
     assert ranks and all(found.get_submodule(path)[0].weight.shape[0] == rank for path, (rank,) in ranks.items())
+
+
+def test_the_network_that_is_timed_is_the_one_that_comes_out(monkeypatch):
+    kinds = []
+
+    def noted(self, network):
+        kinds.append([type(module).__name__ for module in network.modules()])
+        return 0.4
+
+    monkeypatch.setattr("compress_core.stopwatch.Stopwatch.__call__", noted)
+    technique = Factorize(ratio=0.9, of="latency", skip=("*.self_attn",))
+    found = apply_techniques(make("transformer"), [technique], make_run())
+    assert kinds[-1] == [type(module).__name__ for module in found.modules()]
+    assert kinds[-1].count("MultiheadAttention") == 2
 
 
 def test_a_target_time_out_of_reach_says_what_the_smallest_network_takes(monkeypatch):
