@@ -1,7 +1,7 @@
 """Which parameters of a network are weights, which layers are norms, and which parameters are shared.
 
-Weights are what techniques clip, prune and keep small: floating-point parameters of two or more axes that belong
-to no norm and are no bias.
+Weights are what techniques clip, prune and keep small: floating-point parameters of two or more axes, none of them
+empty, that belong to no norm and are no bias.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def weights(model: nn.Module, skip: Iterable[nn.Module] = ()) -> list[Place]:
         parameter = place.parameter
         if isinstance(place.module, NORMS) or "bias" in place.tensor or id(parameter) in seen:
             continue
-        if parameter.ndim >= 2 and parameter.is_floating_point():
+        if parameter.ndim >= 2 and parameter.is_floating_point() and parameter.numel():
             seen.add(id(parameter))
             found.append(place)
     return found

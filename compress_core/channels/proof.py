@@ -168,7 +168,7 @@ def _half(group: Group, generator: torch.Generator | None) -> Tensor:
 def _random_like(parameter: Tensor, bias: bool, generator: torch.Generator) -> Tensor:
     if parameter.ndim < 2 and not bias:
         return torch.rand(parameter.shape, generator=generator) + 0.5
-    usual = 0.1 if bias else (2 / max(1, parameter[0].numel())) ** 0.5
+    usual = 0.1 if bias else (2 / max(1, parameter[:1].numel())) ** 0.5
     spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
     return torch.randn(parameter.shape, generator=generator) * (spread if spread > 0.01 * usual else usual)
 

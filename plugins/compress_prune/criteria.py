@@ -29,7 +29,9 @@ class L2(Criterion):
 
     def weight_scores(self, name: str, weight: Tensor, state: nn.Module | None) -> Tensor | None:
         """w^2."""
-        return weight.detach().square()
+        from compress_prune.scoring import at_least_single
+
+        return at_least_single(weight.detach()).square()
 
     def pooled(self, total: Tensor) -> Tensor:
         """The norm."""

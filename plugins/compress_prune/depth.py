@@ -99,8 +99,8 @@ def find_blocks(model: nn.Module, run: Run, skip: Collection[str] = ()) -> tuple
     blocks, left, candidates = [], [], []
     order = {path: index for index, path in enumerate(calls)}
     for block in sorted(inner, key=lambda block: order[block.path]):
-        if kept := next((path for path in skip if path == block.path or path.startswith(f"{block.path}.")), None):
-            left.append(LeftAlone((block.path,), f"{kept} shall stay"))
+        if kept := [path for path in skip if path == block.path or path.startswith(f"{block.path}.")]:
+            left.append(LeftAlone((block.path,), f"{min(kept)} shall stay"))
         else:
             candidates.append(block)
     all_right = fault_without(random, candidates, run) is None

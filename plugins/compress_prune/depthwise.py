@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from compress_core.errors import ModelError
+from compress_core.selecting import matching
 from compress_core.weights import weights
 from compress_prune.depth import Block, drop_blocks, fault_without, find_blocks, hang
 from compress_prune.masks import Removal
@@ -91,6 +92,39 @@ def fading_blocks(technique: Prune, model: nn.Module, run: Run) -> FadingBlocks:
     """
     blocks = [] if technique.schedule == "one-shot" else _chosen(technique, model, run)
     return FadingBlocks(model, blocks, Scorer(technique.ranking, model, run))
+
+
+def count_blocks(technique: Prune, model: nn.Module, run: Run) -> int:
+    """How many blocks can go, if it is blocks that go.
+
+    Raises:
+        ModelError: `skip` or `only` would mean other blocks in the next round.
+    """
+    if technique.granularity != "depth":
+        return 0
+    blocks = find_blocks(model, run, set(spared(technique, model)))[0]
+    check_numbers(technique, model, blocks)
+    return len(blocks)
+
+
+def check_numbers(technique: Prune, model: nn.Module, blocks: Sequence[Block]) -> None:
+    """See that patterns still mean the same when some of these blocks have left their lists.
+
+    Raises:
+        ModelError: one names some members of a list, and not all.
+    """
+    for parent in sorted({block.parent for block in blocks if block.leaves}):
+        members = {f"{parent}.{name}" for name, _ in model.get_submodule(parent).named_children()}
+        for field, patterns in (("skip", technique.skip), ("only", technique.only)):
+            for pattern in patterns:
+                paths = matching(model, [pattern], field=field)
+                named = {member for member in members if any(f"{path}.".startswith(f"{member}.") for path in paths)}
+                if named and named != members:
+                    raise ModelError(
+                        f"{pattern!r} in `{field}` names some members of {parent}, which get other numbers when "
+                        f"blocks leave it: in the next round it would mean another one",
+                        mend="use `schedule: one-shot` or `gradual`, or leave the pattern out",
+                    )
 
 
 def block_scores(model: nn.Module, blocks: Sequence[Block], scorer: Scorer, run: Run) -> Tensor | None:

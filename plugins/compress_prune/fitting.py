@@ -59,6 +59,11 @@ def _check_criterion(technique: Prune) -> None:
                 f"the criterion {technique.criterion!r} does not rank {what}: "
                 f"use one of {fitting}, or `granularity: {instead}`"
             )
+    if criterion.needs_epochs and technique.granularity == "depth":
+        raise ValueError(
+            f"the criterion {technique.criterion!r} knows nothing before the training, where blocks are chosen: "
+            "use another criterion, as in `criterion: influence`"
+        )
     if criterion.needs_epochs and technique.schedule in {"one-shot", "rigl"}:
         raise ValueError(f"the criterion {technique.criterion!r} learns from training: use `schedule: gradual`")
 

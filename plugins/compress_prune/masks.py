@@ -119,12 +119,18 @@ class WeightMasks(Removal):
     def selected(self, model: nn.Module, indices: Sequence[int], count: int, done: float) -> Iterator[Tensor]:
         """Masks of the sets of some weights that are gone, `count` of all of them together."""
         numbers = [self.numbers(model, index) for index in indices]
-        kinds = [weight.dtype for weight in self.weights(model)]
-        return smallest(numbers, count, reduce(torch.promote_types, kinds))
+        kinds = [model.get_parameter(self.names[index]).dtype for index in indices]
+        kind = reduce(torch.promote_types, kinds)
+        return smallest(numbers, count, kind if self.streams else torch.promote_types(kind, torch.float32))
+
+    @property
+    def streams(self) -> bool:
+        """Whether the scores are magnitudes, which are never all there at once."""
+        return type(self.scorer.criterion) is L1 and type(self.sets) is Singles
 
     def numbers(self, model: nn.Module, index: int) -> Numbers:
-        """The scores of one weight's sets; magnitudes are never all there at once."""
-        if type(self.scorer.criterion) is L1 and type(self.sets) is Singles:
+        """The scores of one weight's sets."""
+        if self.streams:
             return magnitudes(model.get_parameter(self.names[index]), self.get_buffer(f"gone_{index}"))
         return values(partial(self.scores, model, index))
 

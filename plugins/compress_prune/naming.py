@@ -23,12 +23,12 @@ def skipped(technique: Prune, model: nn.Module) -> dict[str, nn.Module]:
 
 
 def spared(technique: Prune, model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that stay, by path: those that `skip` names, and with `only` all that it does not name."""
+    """The modules that stay, by path: those that `skip` names, and with `only` those of which it names no path."""
     found = skipped(technique, model)
     if technique.only:
-        named = matching(model, technique.only, field="only")
+        named = set(matching(model, technique.only, field="only").values())
         modules = model.named_modules(remove_duplicate=False)
-        found |= {path: module for path, module in modules if path and path not in named}
+        found |= {path: module for path, module in modules if path and module not in named}
     return found
 
 
@@ -45,9 +45,13 @@ def check_named(technique: Prune, model: nn.Module, going: Iterable[str], left: 
         ModelError: with the pattern and the reason.
     """
     able, reasons = set(going), list(left)
+    paths: dict[nn.Module, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(module, []).append(path)
     for pattern in technique.only:
         named = matching(model, [pattern], field="only")
-        if able & set(named) or all(isinstance(module, nn.Identity) for module in named.values()):
+        known_as = {path for module in named.values() for path in paths[module]}
+        if able & known_as or all(isinstance(module, nn.Identity) for module in named.values()):
             continue
         why = [reason for names, reason in reasons if any(_within(name, named) for name in names)]
         what = f"{technique.granularity}s" if technique.granularity != "depth" else "blocks"

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from compress_core.errors import PluginError
 from compress_core.modes import evaluating
 from compress_core.weights import weights
-from compress_prune.scoring import by_channel
+from compress_prune.scoring import at_least_single, by_channel
 
 if TYPE_CHECKING:
     from compress_core.parts import Criterion
@@ -22,10 +22,14 @@ MOMENTUM = 0.9
 """How much of a running mean stays at each observation; Molchanov et al. 2019, sec. 4.1."""
 
 
-class PerWeight(nn.Module):
-    """A number for every entry of every weight of a network: a sum over what is observed."""
+def _zeros(weight: Tensor) -> Tensor:
+    return at_least_single(torch.zeros_like(weight))
 
-    def __init__(self, model: nn.Module, first: Callable[[Tensor], Tensor] = torch.zeros_like) -> None:
+
+class PerWeight(nn.Module):
+    """A number for every entry of every weight of a network: a sum over what is observed, in float32 at least."""
+
+    def __init__(self, model: nn.Module, first: Callable[[Tensor], Tensor] = _zeros) -> None:
         """Begin with `first(weight)` for each weight, of its shape."""
         super().__init__()
         places = weights(model)
@@ -46,7 +50,8 @@ class PerWeight(nn.Module):
         for name in self.names:
             weight = model.get_parameter(name)
             if weight.grad is not None:
-                self.take(self.of(name), term(weight, weight.grad))
+                gradient = weight.grad.to_dense() if weight.grad.is_sparse else weight.grad
+                self.take(self.of(name), term(weight, at_least_single(gradient)))
 
     def take(self, seen: Tensor, term: Tensor) -> None:
         """Put a term into what was seen, in place."""
@@ -87,7 +92,7 @@ class Inputs(nn.Module):
         self.transposed = {path for path, layer in _layers(model) if isinstance(layer, _ConvNd) and layer.transposed}
         for path, layer in _layers(model):
             size = layer.in_channels if isinstance(layer, _ConvNd) else layer.in_features
-            self.register_buffer(self.layers[path], torch.zeros(size))
+            self.register_buffer(self.layers[path], torch.zeros(size, device=layer.weight.device))
 
     def of(self, path: str) -> Tensor | None:
         """The figures of the layer at a path; None if it is no such layer."""
@@ -112,15 +117,17 @@ class Inputs(nn.Module):
         totals = {path: torch.zeros_like(self.get_buffer(name)) for path, name in self.layers.items()}
         counts = dict.fromkeys(self.layers, 0)
 
-        def watch(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-            def hook(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
-                values = by_channel(arguments[0], layer)
-                totals[path] += _summed(values, self.statistic)
+        def watch(path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+            def hook(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+                values = by_channel(arguments[0] if arguments else keywords["input"], layer)
+                totals[path] += _summed(at_least_single(values), self.statistic)
                 counts[path] += values.shape[1]
 
             return hook
 
-        handles = [model.get_submodule(path).register_forward_pre_hook(watch(path)) for path in self.layers]
+        handles = [
+            model.get_submodule(path).register_forward_pre_hook(watch(path), with_kwargs=True) for path in self.layers
+        ]
         try:
             with evaluating(model):
                 for batch in run.calibration():
@@ -179,7 +186,7 @@ class Scorer(nn.Module):
                 f"for {name}, which has {tuple(shape)}",
                 mend="use another criterion, or tell its author",
             )
-        return scores.detach() if scores.is_floating_point() else scores.detach().float()
+        return at_least_single(scores.detach())
 
 
 def backward_passes(model: nn.Module, run: Run) -> Any:

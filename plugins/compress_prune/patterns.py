@@ -48,7 +48,7 @@ class Singles:
             gone: which weights went before.
         """
         found = pool(self.mean(scores))
-        found.masked_fill_(self.whole(zero), torch.finfo(found.dtype).min)
+        found = found.masked_fill(self.whole(zero), torch.finfo(found.dtype).min)  # it may be the criterion's own
         return found.masked_fill_(self.whole(gone), -torch.inf)
 
     def mean(self, values: Tensor) -> Tensor:

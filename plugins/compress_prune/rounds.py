@@ -24,13 +24,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from compress_core.errors import ModelError, TrainingError
 from compress_core.parts import TrainingTechnique
 from compress_prune import Prune
 from compress_prune.conditions import BELONGS
-from compress_prune.naming import spared
+from compress_prune.depthwise import count_blocks
 
 if TYPE_CHECKING:
     from compress_core.measure import Curve, Quality
@@ -78,6 +79,8 @@ class Between:
 class Round(Prune):
     """One round: everything up to a share goes before the first update, nothing is cut out."""
 
+    amount: float | None = Field(default=None, gt=0, le=1)
+    """The share that goes; all where it is blocks, of those that are still there."""
     between: Any
     """What came out of the round before, and takes what comes out of this one."""
 
@@ -125,6 +128,11 @@ def conduct(technique: Prune, model: nn.Module, train: Train, run: Run) -> nn.Mo
         model = technique.prepare(model, run)
         if technique.rewind:
             model = train(model, Early(share=technique.rewind, between=between))
+            if not between.early:
+                raise TrainingError(
+                    f"the training stopped before {technique.rewind:.0%} of it, so that `rewind` has no weights",
+                    mend="lower `rewind`, or train without early stopping",
+                )
         else:
             between.early = snapshot(model)
             model = train(model, None)
@@ -158,15 +166,6 @@ def round_of(technique: Prune, share: float, between: Between, *, model: nn.Modu
         share = due / still
     own = {name: getattr(technique, name) for name in technique.model_fields_set if name not in BELONGS}
     return Round(**{**own, "amount": share, "schedule": "one-shot", "between": between})
-
-
-def count_blocks(technique: Prune, model: nn.Module, run: Run) -> int:
-    """How many blocks can go, if it is blocks that go."""
-    if technique.granularity != "depth":
-        return 0
-    from compress_prune.depth import find_blocks
-
-    return len(find_blocks(model, run, set(spared(technique, model)))[0])
 
 
 def _progressive(technique: Prune, model: nn.Module, train: Train, run: Run) -> nn.Module:

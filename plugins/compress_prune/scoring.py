@@ -27,6 +27,11 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 
+def at_least_single(values: Tensor) -> Tensor:
+    """The values in float32, or float64 if they are: squares of small float16 numbers would be zero."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def first_order(weight: Tensor, gradient: Tensor) -> Tensor:
     """The change of the loss, to first order and with the sign turned, when each weight becomes zero."""
     return weight.detach() * gradient
@@ -34,11 +39,12 @@ def first_order(weight: Tensor, gradient: Tensor) -> Tensor:
 
 def second_order(weight: Tensor, squared_gradient: Tensor) -> Tensor:
     """The change of the loss by the diagonal of the Fisher information, when each weight becomes zero."""
-    return 0.5 * squared_gradient * weight.detach().square()
+    return 0.5 * squared_gradient * at_least_single(weight.detach()).square()
 
 
 def distances(filters: Tensor) -> Tensor:
     """For each row of (channels, n) the sum of its distances to all rows: small where others can stand in for it."""
+    filters = at_least_single(filters)
     return torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
 
 

@@ -136,13 +136,13 @@ def mac_terms(model: nn.Module, groups: Sequence[Group], example: Example) -> li
     macs = dict.fromkeys(sides, 0.0)
     size = len(next(value for value in [*example[0], *example[1].values()] if isinstance(value, Tensor)))
 
-    def hook(path: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-        def count(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            macs[path] += macs_of(layer, inputs[0], output) / size
+    def hook(path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], None]:
+        def count(layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> None:
+            macs[path] += macs_of(layer, inputs[0] if inputs else keywords["input"], output) / size
 
         return count
 
-    handles = [model.get_submodule(path).register_forward_hook(hook(path)) for path in sides]
+    handles = [model.get_submodule(path).register_forward_hook(hook(path), with_kwargs=True) for path in sides]
     try:
         with evaluating(model), unfused(), torch.no_grad(), torch.random.fork_rng(devices=[]):
             model(*example[0], **example[1])

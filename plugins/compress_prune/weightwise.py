@@ -42,7 +42,7 @@ def weight_masks(technique: Prune, model: nn.Module, run: Run) -> WeightMasks:
     if not fitting:
         raise ModelError(
             "; ".join(["the network has no weights to prune", *kept]),
-            mend="prune single weights: `granularity: weight`" if kept else "shorten `skip`",
+            mend="prune single weights: `granularity: weight`" if kept else "shorten `skip`" if technique.skip else "",
         )
     for text in kept:
         run.say(f"prune: {text}")
