@@ -148,7 +148,8 @@ class Clip(Technique):
         if adjusted.removed:
             each = ", ".join(f"{name} {before} to {after}" for name, (before, after) in adjusted.sizes.items())
             folded = f"; {adjusted.folded} of them left a constant in the next bias" if adjusted.folded else ""
-            said.append(f"{adjusted.removed} dead units went ({each}){folded}")
+            units = "1 dead unit" if adjusted.removed == 1 else f"{adjusted.removed} dead units"
+            said.append(f"{units} went ({each}){folded}")
         return adjusted.model, [*said, *_explained(adjusted.stays)]
 
 

@@ -68,7 +68,7 @@ def input_ranges(
         run: knows how.
 
     Returns:
-        by path two tensors (in,) on the CPU; a layer that is not called with its input in the first place is left out.
+        by path two tensors (in,) on the CPU; a layer that is not called is left out.
     """
     found: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -82,7 +82,8 @@ def input_ranges(
 
     handles = [
         model.get_submodule(path).register_forward_pre_hook(
-            lambda module, inputs, path=path: watch(path, module, inputs[0]) if inputs else None
+            lambda module, inputs, keywords, path=path: watch(path, module, (*inputs, *keywords.values())[0]),
+            with_kwargs=True,
         )
         for path in sorted(paths)
     ]

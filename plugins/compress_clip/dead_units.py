@@ -27,21 +27,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from compress_clip.constants import fold_constant, input_ranges, sees_constants
-from compress_core.channels.coupling import (
-    Group,
-    Keeps,
-    LeftAlone,
-    Member,
-    coupled_groups,
-    cut_keeps,
-    keeps_of,
-    zero_keeps,
-)
-from compress_core.channels.cutting import CannotCut, Side, channel_powers, depthwise
-from compress_core.channels.proof import TOLERANCE, fault_of, outputs
+from compress_clip.silence import has_dead, never_fed, never_read, readers
+from compress_core.channels.attributes import with_attributes
+from compress_core.channels.coupling import Group, Keeps, LeftAlone, coupled_groups, cut_keeps, keeps_of, zero_keeps
+from compress_core.channels.cutting import size_of
+from compress_core.channels.proof import DOES_NOT_RUN, TOLERANCE, fault_of, outputs
 from compress_core.errors import ModelError
 from compress_core.modes import evaluating
 
@@ -51,7 +43,6 @@ if TYPE_CHECKING:
 
 STEADY = 1e-5
 """Largest relative difference of what counts as one constant; pooling a constant in float32 differs by 1e-6."""
-_GATES = {"LSTM": 4, "GRU": 3}
 
 Ranges = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -85,32 +76,36 @@ def without_dead_units(model: nn.Module, run: Run, skip: Collection[str] = ()) -
     Raises:
         ModelError: the network would compute something else.
     """
-    if not any(_has_dead(module) for module in model.modules()):
+    if not any(has_dead(module) for module in model.modules()):
         return Adjusted(model)
     try:
         groups, left = coupled_groups(model, run)
     except ModelError as error:
         return Adjusted(model, stays=[LeftAlone(("the network",), error.what)])
-    stays = [entry for entry in left if any(_has_dead(model.get_submodule(path), "out") for path in entry.names)]
-    stays += [
+    stays = [
         LeftAlone(group.writers, f"`skip` names {named}")
         for group in groups
-        if (named := _skipped(group, skip)) and (_unread(model, group) | _unfed(model, group)).any()
+        if (named := _skipped(group, skip)) and (never_read(model, group) | never_fed(model, group)).any()
     ]
+    stays += _out_of_reach(model, groups, left, skip)
     groups = [group for group in groups if not _skipped(group, skip)]
     batches = list(run.calibration())
     while True:
         search = _Search(deepcopy(model), groups, batches, run)
-        if not search.found:
+        if not search.lost:
             return Adjusted(model, stays=[*stays, *search.stays])
-        if not (faults := _faults(model, search, run)):
-            break
-        stays += [LeftAlone(group.writers, faults[group.name]) for group in groups if group.name in faults]
-        groups = [group for group in groups if group.name not in faults]
-    cut_keeps(search.model, search.keeps)
-    if not _same(model, search.model, batches, run):
-        raise _broken(search.sizes, "the network computes something else without them")
-    return Adjusted(search.model, search.sizes, search.folded, [*stays, *search.stays])
+        fault = fault_of(model, search.keeps, run)
+        if fault is None:
+            cut_keeps(search.model, search.keeps)
+            if _same(model, search.model, batches, run):
+                return Adjusted(search.model, search.sizes, search.folded, [*stays, *search.stays])
+        verdicts = _each_alone(model, search, batches, run)
+        if not verdicts:
+            raise _broken(search.sizes, fault or "the network computes something else without them")
+        settled = [verdicts.get(group.name, group) for group in groups]
+        pairs = zip(groups, settled, strict=True)
+        stays += [LeftAlone(group.writers, verdict) for group, verdict in pairs if isinstance(verdict, str)]
+        groups = [group for group in settled if isinstance(group, Group)]
 
 
 class _Search:
@@ -125,10 +120,9 @@ class _Search:
             pass
 
     @property
-    def found(self) -> list[tuple[Group, Keeps]]:
-        """The groups that lose units, and what stays of each."""
-        pairs = zip(self.groups, self.gone, strict=True)
-        return [(group, self._keeps([group], [gone])) for group, gone in pairs if bool(gone.any())]
+    def lost(self) -> list[tuple[Group, Tensor]]:
+        """The groups that lose units, each with a mask of them."""
+        return [(group, gone) for group, gone in zip(self.groups, self.gone, strict=True) if bool(gone.any())]
 
     @property
     def keeps(self) -> Keeps:
@@ -139,8 +133,7 @@ class _Search:
     @property
     def sizes(self) -> dict[str, tuple[int, int]]:
         """For each group that loses units, by name: how many it had, and has."""
-        pairs = zip(self.groups, self.gone, strict=True)
-        return {group.name: (group.size, group.size - int(gone.sum())) for group, gone in pairs if bool(gone.any())}
+        return {group.name: (group.size, group.size - int(gone.sum())) for group, gone in self.lost}
 
     def _keeps(self, groups: Sequence[Group], gone: Sequence[Tensor]) -> Keeps:
         device = next(self.model.parameters()).device
@@ -148,9 +141,9 @@ class _Search:
 
     def _round(self) -> bool:
         """Zero the units that are dead now, and say whether there were any."""
-        unread = [_unread(self.model, group) & ~gone for group, gone in zip(self.groups, self.gone, strict=True)]
+        unread = [never_read(self.model, group) & ~gone for group, gone in zip(self.groups, self.gone, strict=True)]
         unfed = [
-            _unfed(self.model, group) & ~other & ~gone
+            never_fed(self.model, group) & ~other & ~gone
             for group, other, gone in zip(self.groups, unread, self.gone, strict=True)
         ]
         ranges = self._ranges(unfed)
@@ -169,33 +162,34 @@ class _Search:
     def _ranges(self, unfed: Sequence[Tensor]) -> Ranges:
         """What arrives at the readers of unfed units."""
         speaking = [group for group, mask in zip(self.groups, unfed, strict=True) if bool(mask.any())]
-        paths = {member.place[0] for group in speaking for member in _readers(self.model, group)}
+        paths = {member.place[0] for group in speaking for member in readers(self.model, group)}
         return input_ranges(self.model, paths, self.batches, self.run) if paths else {}
 
     def _foldable(self, group: Group, unfed: Tensor, ranges: Ranges) -> Tensor:
         """The unfed units whose constant every reader can take into its bias; notes why the others stay."""
-        steady, whole = unfed.clone(), unfed.clone()
-        for member in _readers(self.model, group) if bool(unfed.any()) else ():
+        steady, whole, reached = unfed.clone(), unfed.clone(), unfed.clone()
+        for member in readers(self.model, group) if bool(unfed.any()) else ():
             path = member.place[0]
             if path not in ranges:
-                steady[:] = False
+                reached[member.root] = False
                 continue
             low, high = (bound[member.index] for bound in ranges[path])
             steady[member.root[(high - low) > STEADY * high.abs()]] = False
             if not sees_constants(self.model.get_submodule(path)):
                 whole[member.root[(low != 0) | (high != 0)]] = False
         for mask, reason in (
-            (unfed & ~steady, "what they say is no constant"),
-            (steady & ~whole, "their constant is not 0, and a convolution pads it with zeros"),
+            (unfed & ~reached, "the calibration examples do not reach all layers that read them"),
+            (reached & ~steady, "what they say is no constant"),
+            (reached & steady & ~whole, "their constant is not 0, and a convolution pads it with zeros"),
         ):
             if bool(mask.any()):
                 self.stays.append(LeftAlone(group.writers, reason))
-        return steady & whole
+        return reached & steady & whole
 
     def _fold(self, group: Group, units: Tensor, ranges: Ranges) -> None:
         """Put the constants of units into the biases of all who read them."""
         speaking = torch.zeros_like(units)
-        for member in _readers(self.model, group) if bool(units.any()) else ():
+        for member in readers(self.model, group) if bool(units.any()) else ():
             low, high = ranges[member.place[0]]
             chosen = member.index[units[member.root]]
             constant = torch.zeros_like(low)
@@ -203,43 +197,6 @@ class _Search:
             speaking[member.root[constant[member.index] != 0]] = True
             fold_constant(self.model.get_submodule(member.place[0]), constant)
         self.folded += int(speaking.sum())
-
-
-def _readers(model: nn.Module, group: Group) -> list[Member]:
-    return [member for member in group.members if member.place[1] == "in" and _has_weights(model, member)]
-
-
-def _writers(model: nn.Module, group: Group) -> list[Member]:
-    return [member for member in group.members if member.place[1] == "out" and _has_weights(model, member)]
-
-
-def _has_weights(model: nn.Module, member: Member) -> bool:
-    module = model.get_submodule(member.place[0])
-    return isinstance(module, nn.Linear | _ConvNd | nn.Embedding) and not depthwise(module)
-
-
-def _unread(model: nn.Module, group: Group) -> Tensor:
-    return _silent(model, group, _readers(model, group))
-
-
-def _unfed(model: nn.Module, group: Group) -> Tensor:
-    return _silent(model, group, _writers(model, group))
-
-
-def _silent(model: nn.Module, group: Group, members: Sequence[Member]) -> Tensor:
-    """The channels of a group that some of these layers have, and all that have them have as zeros, (group size,)."""
-    had = torch.zeros(group.size, dtype=torch.bool)
-    speaking = torch.zeros_like(had)
-    for member in members:
-        zero = _zero_channels(model.get_submodule(member.place[0]), "out" if member.place[1] == "out" else "in")
-        had[member.root] = True
-        speaking[member.root[~zero[member.index]]] = True
-    return had & ~speaking
-
-
-def _zero_channels(module: nn.Module, side: Side) -> Tensor:
-    """Which channels of a layer have zeros only, (channels,), on the CPU."""
-    return (channel_powers(module, side, 1) == 0).cpu()
 
 
 def _skipped(group: Group, skip: Collection[str]) -> str | None:
@@ -255,19 +212,53 @@ def _allowed(group: Group, gone: Tensor, found: Tensor) -> Tensor:
     return (rows & (rows.cumsum(1) <= limit)).reshape(-1)
 
 
-def _faults(model: nn.Module, search: _Search, run: Run) -> dict[str, str]:
-    """The groups, by name, whose units cannot be removed, and why.
+def _out_of_reach(
+    model: nn.Module, groups: Sequence[Group], left: Sequence[LeftAlone], skip: Collection[str]
+) -> list[LeftAlone]:
+    """Where dead units are that belong to no group, and why."""
+    stays = [entry for entry in left if any(has_dead(model.get_submodule(path), "out") for path in entry.names)]
+    known = {path for group in groups for path in group.writers} | {path for entry in left for path in entry.names}
+    return stays + [
+        LeftAlone(
+            (path or "the network",), "they are outputs of the network, or go where no layer can be seen to read them"
+        )
+        for path, module in model.named_modules()
+        if path not in {*known, *skip}
+        and not any(path.startswith(f"{other}.") for other in known)
+        and has_dead(module, "out")
+        and size_of(module, "out") > 1
+    ]
 
-    Raises:
-        ModelError: each group by itself can lose its units, and all together cannot.
+
+def _each_alone(model: nn.Module, search: _Search, batches: Sequence[Batch], run: Run) -> dict[str, Group | str]:
+    """For the groups, by name, that cannot lose their units by themselves: why, or the group with which it can be done.
+
+    A number of a user's module may have to be lowered with them.
     """
-    together = fault_of(model, search.keeps, run)
-    if together is None:
-        return {}
-    alone = {group.name: fault_of(model, keeps, run) for group, keeps in search.found}
-    if wrong := {name: fault for name, fault in alone.items() if fault is not None}:
-        return wrong
-    raise _broken(alone, together)
+    verdicts: dict[str, Group | str] = {}
+    for group, gone in search.lost:
+        found = _runnable(model, group, gone, run)
+        if isinstance(found, Group):
+            alone = _Search(deepcopy(model), [found], batches, run)
+            cut_keeps(alone.model, alone.keeps)
+            same = _same(model, alone.model, batches, run)
+            found = found if same else "what they say is used by more than the layers that read them"
+        if found is not group:
+            verdicts[group.name] = found
+    return verdicts
+
+
+def _runnable(model: nn.Module, group: Group, gone: Tensor, run: Run) -> Group | str:
+    """The group, with numbers that have to be lowered with it, or why these units of it cannot be removed."""
+    mask = gone.to(next(model.parameters()).device)
+    fault = fault_of(model, keeps_of([group], [mask]), run)
+    if fault is None:
+        return group
+    if fault.startswith(DOES_NOT_RUN):
+        for wider in with_attributes(model, group):
+            if fault_of(model, keeps_of([wider], [mask]), run) is None:
+                return wider
+    return fault
 
 
 @torch.no_grad()
@@ -288,25 +279,3 @@ def _broken(names: Iterable[str], fault: str) -> ModelError:
         f"the dead units of {', '.join(names)} cannot be removed: {fault}",
         mend="name these layers in `skip`, or keep dead units with `adjust: false`",
     )
-
-
-def _has_dead(module: nn.Module, *sides: Side) -> bool:
-    """Whether a layer has a channel of zeros on one of these sides, or on any; a recurrent unit counts as output."""
-    match module:
-        case nn.Linear() | _ConvNd():
-            try:
-                return any(bool(_zero_channels(module, side).any()) for side in sides or ("out", "in"))
-            except CannotCut:
-                return False
-        case nn.MultiheadAttention() if module.in_proj_weight is not None:
-            return bool((module.in_proj_weight == 0).all(1).any())
-        case nn.RNNBase():
-            gates = _GATES.get(module.mode, 1)
-            rows = {
-                name: (weight.reshape(gates, -1, weight.shape[1]) == 0).all(2).all(0)
-                for name, weight in module.named_parameters()
-                if name.startswith(("weight_ih", "weight_hh"))
-            }
-            return any(bool((rows[name] & rows[name.replace("ih", "hh")]).any()) for name in rows if "_ih" in name)
-        case _:
-            return False
