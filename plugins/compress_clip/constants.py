@@ -33,7 +33,10 @@ def fold_constant(reader: nn.Module, constant: Tensor) -> None:
         reader: a linear layer or a convolution; it gets a bias if it has none and needs one.
         constant: (in,), what each input channel is at every place.
     """
+    if not bool(constant.any()):
+        return
     assert isinstance(reader, nn.Linear | _ConvNd)
+    assert sees_constants(reader)
     weight = reader.weight.detach().double()
     summed = weight.flatten(2).sum(2) if weight.ndim > 2 else weight
     blocks = summed.reshape(blocks_of(reader), -1, summed.shape[1])

@@ -10,8 +10,15 @@ from torch.nn import functional as F
 
 from compress_core.applying import apply_techniques
 from compress_core.artifact import load, save
+from tests.core import channel_nets
 from tests.core.channel_nets import Viewed, ViewedByNumber, ViewedByProduct, seeded
 from tests.support import digits, make, make_run
+
+HARD = sorted(
+    name
+    for name, found in vars(channel_nets).items()
+    if isinstance(found, type) and found.__module__ == channel_nets.__name__ and name != "PaddedBlock"
+)
 
 
 class Net(nn.Module):
@@ -61,6 +68,14 @@ def clipped(model: nn.Module) -> tuple[nn.Module, list[str]]:
     with torch.no_grad():
         assert torch.allclose(result.eval()(image), model.eval()(image), atol=1e-5)
     return result, said[1:]
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_a_network_that_is_hard_to_cut_computes_the_same_without_its_dead_units(name):
+    model = apply_techniques(seeded(getattr(channel_nets, name)), [Clip(share=0.95, adjust=False)], make_run())
+    result, said = clipped(model)
+    sizes = [sum(parameter.numel() for parameter in net.parameters()) for net in (model, result)]
+    assert (sizes[1] < sizes[0]) == any("dead units went" in text for text in said)
 
 
 def test_a_layer_that_is_called_by_keyword_takes_a_constant_in():
