@@ -21,13 +21,14 @@ from compress_core.run import Run
 def recalibrate(model: nn.Module, run: Run) -> int:
     """Measure the statistics of every batch normalization again, in place, and return how many there are.
 
-    Everything else stays in eval mode. Each batch counts alike, whatever the layer's momentum.
+    Everything else stays in eval mode. Each batch counts alike, whatever the layer's momentum. A normalization that no
+    batch reaches keeps what it has, and is not counted.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     batches = [batch for batch in run.calibration() if run.task.size(batch) > 1] if norms else []
     if not batches:
         return 0
-    momenta = [norm.momentum for norm in norms]
+    before = [(norm.momentum, {name: buffer.clone() for name, buffer in norm.named_buffers()}) for norm in norms]
     with evaluating(model), torch.no_grad():
         for norm in norms:
             norm.reset_running_stats()
@@ -35,6 +36,9 @@ def recalibrate(model: nn.Module, run: Run) -> int:
             norm.train()
         for batch in batches:
             run.forward(model, batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
+    unseen = [norm for norm in norms if not norm.num_batches_tracked]
+    for norm, (momentum, buffers) in zip(norms, before, strict=True):
         norm.momentum = momentum
-    return len(norms)
+        if norm in unseen:
+            norm.load_state_dict(buffers, strict=False)
+    return len(norms) - len(unseen)

@@ -523,6 +523,16 @@ def test_recalibration_measures_what_reaches_each_norm():
     assert recalibrate(make("mlp"), run) == 0
 
 
+def test_a_norm_that_no_batch_reaches_keeps_its_statistics():
+    model = make("conv")
+    model.aside = nn.BatchNorm1d(3)
+    model.aside.running_mean.fill_(5.0)
+    model.aside.num_batches_tracked.fill_(7)
+    assert recalibrate(model, make_run()) == sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    assert model.aside.running_mean.tolist() == [5.0] * 3 and int(model.aside.num_batches_tracked) == 7
+    assert model.aside.momentum == 0.1
+
+
 def test_recalibration_regains_quality_without_training():
     run = make_run()
     trained = apply_techniques(make("conv"), [Epochs()], run)
