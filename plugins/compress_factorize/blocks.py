@@ -16,7 +16,7 @@ input is added to the result, and a block whose outputs are never negative ends 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -101,19 +101,19 @@ def _block(layers: list[nn.Module], residual: bool, positive: bool) -> nn.Sequen
 
 
 @torch.no_grad()
-def begin_near(block: nn.Sequential, inputs: Tensor, outputs: Tensor) -> None:
+def begin_near(block: nn.Sequential, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Let a block of ours begin with the mean of what it should give, and half of its spread, in every channel.
 
     Args:
         block: as the functions above make it.
-        inputs: what goes into it, (examples, channels, ...) or (..., features).
-        outputs: what should come out, likewise.
+        pairs: what goes into it, (examples, channels, ...) or (..., features), and what should come out, likewise.
     """
     body = block[0] if isinstance(block[0], Residual) else block
-    wanted = outputs - inputs if isinstance(body, Residual) else outputs
     last = next(layer for layer in reversed(body) if isinstance(layer, nn.BatchNorm2d | nn.Linear))
-    rows = wanted.movedim(1, -1).flatten(0, -2) if isinstance(last, nn.BatchNorm2d) else wanted.flatten(0, -2)
-    spread, mean = torch.std_mean(rows, dim=0, correction=0)
+    axis = 1 if isinstance(last, nn.BatchNorm2d) else -1
+    wanted = [outputs - inputs if isinstance(body, Residual) else outputs for inputs, outputs in pairs]
+    rows = torch.cat([one.movedim(axis, -1).flatten(0, -2) for one in wanted])
+    spread, mean = torch.std_mean(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=0, correction=0)
     last.bias.copy_(mean)
     if isinstance(last, nn.BatchNorm2d):
         last.weight.copy_(spread / 2)

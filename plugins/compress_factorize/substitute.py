@@ -17,14 +17,16 @@ if TYPE_CHECKING:
     from compress_factorize.substitution import Call, Place
 
 BLOCKS = ("separable", "bottleneck", "narrow")
+WITHIN = ("bottleneck", "narrow")
+"""The blocks that have channels of their own within."""
 
 
 class Substitute(Technique):
     """Replace runs of layers by cheaper blocks, each trained to give what the layers gave.
 
     Every block learns by itself from the inputs and outputs that its predecessor has in the network as it comes, on
-    the training split, without labels. Then they are put in its place, and the whole may be tuned. A block that is
-    not cheaper in parameters or in multiplications is left out and named.
+    the training split, without labels. Then they are put in its place, and the whole may be tuned. A block that has
+    neither fewer parameters nor fewer multiplications is left out and named.
     """
 
     name = "substitute"
@@ -57,6 +59,8 @@ class Substitute(Technique):
     def _meaningful(self) -> Substitute:
         if self.params and ":" not in self.block:
             raise ValueError("`params` are for a factory of your own")
+        if "width" in self.model_fields_set and self.block not in WITHIN:
+            raise ValueError(f"`width` is for {' and '.join(WITHIN)}: a block {self.block!r} has none, leave it out")
         return self
 
     @property
@@ -127,7 +131,8 @@ class Substitute(Technique):
 
         if ":" in self.block:
             return build(place, calls[0], self.block, self.params, run)
-        block = build(place, calls[0], *built_in(place, calls, self.block, self.width), run)
+        factory, params = built_in(place, calls, self.block, self.width)
+        block = build(place, calls[0], factory, params, run, numbers=calls[0].output.dtype)
         assert isinstance(block, torch.nn.Sequential)
-        begin_near(block, torch.cat([call.arguments[0] for call in calls]), torch.cat([call.output for call in calls]))
+        begin_near(block, [(call.arguments[0], call.output) for call in calls])
         return block

@@ -33,6 +33,8 @@ from compress_core.modes import evaluating, unfused
 from compress_core.run import Run
 from compress_factorize.blocks import FEATURES, IMAGES
 
+OVERLAP = "name each layer once"
+
 
 @dataclass(frozen=True)
 class Place:
@@ -77,14 +79,12 @@ def places_of(model: nn.Module, patterns: tuple[str, ...]) -> list[Place]:
     paths = [path for path, _ in model.named_modules() if path]
     found: dict[str, Place] = {}
     for pattern in patterns:
-        if ":" in pattern:
-            place = _run_of(model, pattern)
-            found[place.first] = place
-            continue
         fitting = [path for path in paths if fnmatchcase(path, pattern)]
-        if not fitting:
+        if not fitting and ":" not in pattern:
             raise ModelError(f"the pattern {pattern!r} in `paths` matches no module", mend=suggest(pattern, paths))
-        found |= {path: Place(path, path) for path in fitting}
+        for place in [_run_of(model, pattern)] if ":" in pattern else [Place(path, path) for path in fitting]:
+            if found.setdefault(place.first, place) != place:
+                raise ModelError(f"{found[place.first]} and {place} in `paths` overlap", mend=OVERLAP)
     members = {path: _members(model, place) for path, place in found.items()}
     outer = [
         path
@@ -94,7 +94,7 @@ def places_of(model: nn.Module, patterns: tuple[str, ...]) -> list[Place]:
     for path in outer:
         for other in outer:
             if path != other and path in members[other]:
-                raise ModelError(f"{found[path]} and {found[other]} in `paths` overlap", mend="name each layer once")
+                raise ModelError(f"{found[path]} and {found[other]} in `paths` overlap", mend=OVERLAP)
         _refuse_shared(model, found[path], members[path])
     return [found[path] for path in outer]
 
@@ -224,13 +224,29 @@ def _is_real(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1
 
 
-def build(place: Place, call: Call, factory: str, params: Mapping[str, Any], run: Run) -> nn.Module:
+def build(
+    place: Place,
+    call: Call,
+    factory: str,
+    params: Mapping[str, Any],
+    run: Run,
+    *,
+    numbers: torch.dtype | None = None,
+) -> nn.Module:
     """A fresh block, on the run's device, that has been tried on what the place takes.
+
+    Args:
+        place: for the messages.
+        call: one of its calls.
+        factory: makes the block.
+        params: its arguments.
+        run: gives the seed and the device.
+        numbers: the type of its weights; as the factory makes them unless given.
 
     Raises:
         ModelError: it cannot be built, does not run, or gives another shape.
     """
-    block = build_model(factory, params, seed=run.seed, where=f"{place}, block").to(run.device)
+    block = build_model(factory, params, seed=run.seed, where=f"{place}, block").to(run.device, numbers)
     try:
         with torch.no_grad(), evaluating(block):
             found = block(*call.arguments, **call.keywords)

@@ -97,13 +97,13 @@ def test_a_block_begins_with_the_mean_and_half_the_spread(residual):
     x = images(64, 8, 9, 9)
     y = 3 * images(64, 8, 9, 9) + torch.arange(8.0)[:, None, None]
     block = separable(8, 8, residual=residual)
-    begin_near(block, x, y)
+    begin_near(block, [(x[:24], y[:24]), (x[24:], y[24:])])
     wanted = y - x if residual else y
     found = block(x) - x if residual else block(x)
     torch.testing.assert_close(found.mean((0, 2, 3)), wanted.mean((0, 2, 3)), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.std((0, 2, 3)), wanted.std((0, 2, 3)) / 2, atol=1e-2, rtol=1e-2)
     features = perceptron(8, 8, within=4)
-    begin_near(features, x.movedim(1, -1), y.movedim(1, -1))
+    begin_near(features, [(x.movedim(1, -1), y.movedim(1, -1))])
     assert torch.equal(features[-1].bias, y.movedim(1, -1).flatten(0, -2).mean(0))
 
 
@@ -138,6 +138,8 @@ def test_a_run_of_layers_is_one_place():
         (("layers.1:9",), "no run of the children"),
         (("nowhere.1:9",), "no run of the children"),
         (("layers.1:3", "layers.2"), "overlap"),
+        (("layers.1:3", "layers.1"), "layers.1:3 and layers.1 in `paths` overlap"),
+        (("layers.1:3", "layers.1:4"), "layers.1:3 and layers.1:4 in `paths` overlap"),
     ],
 )
 def test_paths_that_mean_nothing_are_named(paths, message):
@@ -149,7 +151,8 @@ def test_paths_that_mean_nothing_are_named(paths, message):
 def test_a_network_gets_smaller_and_survives_the_artifact(trained, block, tmp_path):
     said = []
     run = make_run(teller=said.append)
-    found = apply_techniques(trained, [Substitute(paths=("blocks.*",), block=block, width=0.25, epochs=1)], run)
+    within = {} if block == "separable" else {"width": 0.25}
+    found = apply_techniques(trained, [Substitute(paths=("blocks.*",), block=block, epochs=1, **within)], run)
     assert counts(found, run.example).parameters < 0.6 * counts(trained, run.example).parameters
     assert counts(found, run.example).macs < 0.7 * counts(trained, run.example).macs
     assert "2 blocks replaced" in said[0] and "blocks.1 (error" in said[0]
@@ -268,6 +271,37 @@ def test_a_part_of_a_transformer_layer_is_replaced_where_it_is_called():
         torch.testing.assert_close(found.eval()(image), found.train()(image))
 
 
+class Pyramid(nn.Module):
+    """A head that is called at two sizes."""
+
+    def __init__(self, numbers=torch.float32):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.head = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+        self.out = nn.Linear(8, 10)
+        self.numbers = numbers
+        self.to(numbers)
+
+    def forward(self, image):
+        seen = self.stem(image.to(self.numbers))
+        halves = nn.functional.avg_pool2d(seen, 2)
+        return self.out(self.head(seen).mean((2, 3)) + self.head(halves).mean((2, 3))).float()
+
+
+@pytest.mark.parametrize("numbers", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_a_block_that_is_called_at_two_sizes_is_replaced_in_the_numbers_of_the_network(numbers, tmp_path):
+    torch.manual_seed(0)
+    run, said = make_run(), []
+    found = apply_techniques(Pyramid(numbers), [Substitute(paths=("head",), epochs=1)], make_run(teller=said.append))
+    assert "1 block replaced" in said[0]
+    assert {parameter.dtype for parameter in found.head.parameters()} == {numbers}
+    save(found, tmp_path / "model", factory=f"{HERE}:Pyramid", params={"numbers": numbers})
+    loaded = load(tmp_path / "model", factory=f"{HERE}:Pyramid")
+    (image,), _ = run.example
+    with torch.no_grad():
+        assert torch.equal(loaded(image), found(image))
+
+
 def test_a_block_that_is_no_cheaper_is_left_out_and_named(trained):
     said = []
     model = deepcopy(trained)
@@ -321,6 +355,8 @@ def test_a_recipe_trusts_and_watches_the_factory_that_it_names(tmp_path):
         {"paths": ("a",), "block": "seperable"},
         {"paths": ("a",), "params": {"width": 3}},
         {"paths": ("a",), "width": 0},
+        {"paths": ("a",), "width": 0.5},
+        {"paths": ("a",), "block": "a:b", "width": 0.5},
         {"paths": ("a",), "epochs": 0},
     ],
 )
