@@ -73,7 +73,8 @@ class Factorize(Technique):
     """Whether batch normalizations measure their statistics again, on a few batches without labels; not where `refine`
     has fitted what reaches them to what it was."""
     skip: tuple[str, ...] = ()
-    """Paths of modules that stay as they are, with all they hold; `*` stands for anything, as in `encoder.*`."""
+    """Paths of modules whose layers stay, with all they hold; `*` stands for anything, as in `encoder.*`. Statistics of
+    batch normalization follow `recalibrate` there too."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Factorize:
@@ -85,6 +86,10 @@ class Factorize(Technique):
             raise ValueError(f"`rank: {self.rank}` is no multiple of {self.multiple}")
         if self.of == "latency" and self.ratio is None:
             raise ValueError("`of: latency` is a target: give `ratio`, the share of the time that may stay")
+        if self.rank is not None and "of" in self.model_fields_set:
+            raise ValueError("`of` says what `energy` or `ratio` saves, and `rank` leaves no choice: leave `of` out")
+        if self.refine != "steps" and "refine_steps" in self.model_fields_set:
+            raise ValueError("`refine_steps` are those of `refine: steps`: add that, or leave them out")
         if self.of != "latency" and self.model_fields_set & {"runtime", "batch"}:
             raise ValueError("`runtime` and `batch` say how time is measured: add `of: latency`, or leave them out")
         if self.of == "latency" and self.runtime != TORCH and self.runtime not in catalog().exporters:

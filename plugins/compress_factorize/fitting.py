@@ -15,6 +15,11 @@ in which they run: each sees the errors of those before it and makes up for them
 
 A quarter of the calibration batches is held out of the fit; a fit that does worse on it than what was there is undone.
 
+Layers are fitted one after the other, since h' depends on those before. With h' from the original network all could be
+fitted at once; of ResNet-20 on CIFAR-10 at half the multiplications, that lost 9 points of accuracy more before any
+training, and the time of it is torch's own, which spreads over the processor's threads as it is. Where pieces are to be
+independent, whole blocks are (`substitution.py`): one pass teaches all of them.
+
 Source: Zhang et al. 2015, Accelerating very deep convolutional networks for classification and detection, sec. 3.3
 (asymmetric reconstruction, there with the nonlinearity and for all of the factors); He, Zhang, Sun 2017, Channel
 pruning for accelerating very deep neural networks, sec. 3.1.1 (the same least squares). Cost: two passes over the
@@ -111,9 +116,7 @@ def fit_pieces(
     """
     if not pieces:
         return {}
-    batches = list(run.calibration())
-    held = batches[-max(1, len(batches) // HELD_OUT) :]
-    fit = batches[: -len(held)] or held
+    fit, held = split(list(run.calibration()))
     found: dict[str, Fit] = {}
     with evaluating(original), evaluating(model), unfused():
         for path in in_order(model, pieces, run):
@@ -130,6 +133,24 @@ def fit_pieces(
             if steps:
                 found[path] = fit_all(chain, kept(pairs(fit)), kept(pairs(held)), steps, found[path])
     return found
+
+
+def split(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """The batches to fit on, and those held out; where there is one batch only, it is some of its examples.
+
+    A single example is both.
+    """
+    if len(batches) > 1:
+        most = len(batches) - max(1, len(batches) // HELD_OUT)
+        return batches[:most], batches[most:]
+    (batch,) = batches
+    count = len(next(iter(batch.values())))
+    if count == 1:
+        return batches, batches
+    most = count - max(1, count // HELD_OUT)
+    parts = slice(most), slice(most, None)
+    first, last = ({name: column[part] for name, column in batch.items()} for part in parts)
+    return [first], [last]
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from compress_factorize.fitting import (
     matrix_of,
     put_matrix,
     seen,
+    split,
 )
 from compress_factorize.methods import CONVOLUTIONS, method_of
 from hypothesis import given, settings
@@ -113,6 +114,15 @@ def test_a_linear_chain_with_a_bias_takes_over_the_mean():
     assert lost.mean(0).abs().max() < 0.02 * lost.std()
 
 
+@pytest.mark.parametrize(("sizes", "fit", "held"), [((4, 4, 4), 8, 4), ((8,), 6, 2), ((2,), 1, 1), ((1,), 1, 1)])
+def test_what_is_held_out_is_not_fitted(sizes, fit, held):
+    examples = torch.arange(sum(sizes)).split(list(sizes))
+    parts = [torch.cat([batch["image"] for batch in part]) for part in split([{"image": one} for one in examples])]
+    assert [len(part) for part in parts] == [fit, held]
+    if sum(sizes) > 1:
+        assert torch.equal(torch.cat(parts), torch.arange(sum(sizes)))
+
+
 def test_a_fit_that_does_worse_on_what_is_held_out_is_undone():
     layer = nn.Linear(12, 10)
     chain, pairs = chain_and_pairs(layer, random(8, 12).float())
@@ -201,8 +211,9 @@ def test_a_later_layer_makes_up_for_what_the_earlier_ones_lost(trained):
 def test_refining_regains_quality_without_training(trained, how):
     said = []
     run = make_run(teller=said.append)
-    cut = partial(Factorize, ratio=0.3, fit="weight", recalibrate=False, refine_steps=30)
-    plain, refined = (apply_techniques(trained, [cut(refine=way)], run) for way in ("none", how))
+    cut = partial(Factorize, ratio=0.3, fit="weight", recalibrate=False)
+    steps = {"refine_steps": 30} if how == "steps" else {}
+    plain, refined = (apply_techniques(trained, [way], run) for way in (cut(), cut(refine=how, **steps)))
     assert run.evaluate(refined).value > run.evaluate(plain).value + 0.05
     assert "before and after fitting: blocks.0.conv1 " in said[-1] and "% to " in said[-1]
     assert plain.state_dict().keys() == refined.state_dict().keys()
