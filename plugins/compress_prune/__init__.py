@@ -64,8 +64,9 @@ class Prune(TrainingTechnique):
     """How many single weights stay of how many that follow one another along the inputs, as in `2:4`; no `amount`."""
     block: tuple[int, int] = (4, 4)
     """Rows and columns of a block of the weight as a matrix, (outputs, inputs times kernel)."""
-    criterion: str = "l2"
-    """By what weights and channels are ranked: a built-in criterion, or a plugin's. `compress plugins` lists all."""
+    criterion: str | None = None
+    """By what is ranked: a built-in criterion, or a plugin's; by default `influence` for blocks and layers, else `l2`.
+    `compress plugins` lists all."""
     of: Literal["count", "parameters", "macs", "latency"] = "count"
     """Of what `amount` is a share: of their number, or for channels of the network's parameters, MACs or time."""
     allocation: Literal["uniform", "global", "erk", "sensitivity"] = "uniform"
@@ -118,11 +119,16 @@ class Prune(TrainingTechnique):
         return 1.0 if self.amount is None else self.amount
 
     @property
+    def ranked_by(self) -> str:
+        """The name of the criterion."""
+        return self.criterion or ("influence" if self.granularity == "depth" else "l2")
+
+    @property
     def ranking(self) -> Criterion:
         """The criterion; l1 and l2 are the same for single weights."""
-        if self.granularity == "weight" and self.criterion == "l2":
+        if self.granularity == "weight" and self.ranked_by == "l2":
             return L1()
-        return catalog().criteria[self.criterion]()
+        return catalog().criteria[self.ranked_by]()
 
     @property
     def parts(self) -> tuple[Part, ...]:

@@ -38,9 +38,9 @@ def check_target(technique: Prune) -> None:
         advice = catalog().unknown("exporter", technique.runtime, known)
         raise ValueError(f"there is no runtime {technique.runtime!r}: {advice}")
     early = (technique.of == "latency" and technique.allocation == "global") or technique.allocation == "sensitivity"
-    if early and catalog().criteria[technique.criterion].needs_epochs:
+    if early and catalog().criteria[technique.ranked_by].needs_epochs:
         raise ValueError(
-            f"the criterion {technique.criterion!r} knows nothing before the training, where shares are measured: "
+            f"the criterion {technique.ranked_by!r} knows nothing before the training, where shares are measured: "
             "use `allocation: uniform`, or another criterion"
         )
 
@@ -55,9 +55,9 @@ def check_rounds(technique: Prune) -> None:
         return
     if technique.pattern:
         raise ValueError(f"the pattern {technique.pattern!r} is no share that rounds could raise: use another schedule")
-    if catalog().criteria[technique.criterion].needs_epochs:
+    if catalog().criteria[technique.ranked_by].needs_epochs:
         raise ValueError(
-            f"the criterion {technique.criterion!r} knows nothing before a training, where each round prunes: "
+            f"the criterion {technique.ranked_by!r} knows nothing before a training, where each round prunes: "
             "use `schedule: gradual`"
         )
     if technique.schedule == "progressive" and technique.max_loss is None:

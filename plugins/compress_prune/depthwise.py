@@ -157,7 +157,7 @@ def _chosen(technique: Prune, model: nn.Module, run: Run) -> list[Block]:
     scores = block_scores(model, blocks, Scorer(technique.ranking, model, run), run)
     if scores is None:
         raise ModelError(
-            f"the criterion {technique.criterion!r} has no score for blocks",
+            f"the criterion {technique.ranked_by!r} has no score for blocks",
             mend="use `criterion: influence`, `criterion: ablation`, or one that ranks weights",
         )
     for text in kept:

@@ -43,10 +43,10 @@ def _check_amount(technique: Prune) -> None:
 
 def _check_criterion(technique: Prune) -> None:
     known = catalog().criteria
-    if technique.criterion not in known:
-        advice = catalog().unknown("criterion", technique.criterion, known)
-        raise ValueError(f"there is no criterion {technique.criterion!r}: {advice}")
-    criterion = known[technique.criterion]
+    if technique.ranked_by not in known:
+        advice = catalog().unknown("criterion", technique.ranked_by, known)
+        raise ValueError(f"there is no criterion {technique.ranked_by!r}: {advice}")
+    criterion = known[technique.ranked_by]
     for can, what, granularities in (
         (criterion.scores_weights, "weights", IN_PLACE),
         (criterion.scores_channels, "channels", {"channel", "head"}),
@@ -56,16 +56,16 @@ def _check_criterion(technique: Prune) -> None:
             fitting = ", ".join(sorted(name for name, kind in known.items() if getattr(kind, can.__name__)()))
             instead = "channel" if criterion.scores_channels() else "depth"
             raise ValueError(
-                f"the criterion {technique.criterion!r} does not rank {what}: "
+                f"the criterion {technique.ranked_by!r} does not rank {what}: "
                 f"use one of {fitting}, or `granularity: {instead}`"
             )
     if criterion.needs_epochs and technique.granularity == "depth":
         raise ValueError(
-            f"the criterion {technique.criterion!r} knows nothing before the training, where blocks are chosen: "
+            f"the criterion {technique.ranked_by!r} knows nothing before the training, where blocks are chosen: "
             "use another criterion, as in `criterion: influence`"
         )
     if criterion.needs_epochs and technique.schedule in {"one-shot", "rigl"}:
-        raise ValueError(f"the criterion {technique.criterion!r} learns from training: use `schedule: gradual`")
+        raise ValueError(f"the criterion {technique.ranked_by!r} learns from training: use `schedule: gradual`")
 
 
 def _check_schedule(technique: Prune) -> None:
