@@ -166,7 +166,9 @@ def test_influence_and_ablation_rank_blocks_by_how_much_they_do():
     assert risen.tolist() == pytest.approx(losses, abs=1e-5)
 
 
-@pytest.mark.parametrize(("criterion", "gone"), [(None, {0, 2}), ("influence", {0, 2}), ("l1", {1, 3}), ("taylor", {0, 2})])
+@pytest.mark.parametrize(
+    ("criterion", "gone"), [(None, {0, 2}), ("influence", {0, 2}), ("l1", {1, 3}), ("taylor", {0, 2})]
+)
 def test_the_blocks_that_score_least_go(criterion, gone):
     model = tower(Residual(12, gain=0.0), Residual(12), Residual(12, gain=0.0), Residual(12))
     with torch.no_grad():
