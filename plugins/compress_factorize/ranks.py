@@ -25,6 +25,8 @@ from compress_factorize.pieces import Area, Candidates, Factors, Layer, Method, 
 
 _SLACK = 1e-12
 """Of shares: what a division and a multiplication may round away."""
+WIDEST = 8192
+"""Numbers under a weight; the moments of more would take over half a gibibyte, and many minutes to decompose."""
 SAVES_NOTHING = "would save nothing"
 NEEDED = {"parameters": "needs its parameters", "macs": "needs its multiplications", "latency": "needs its time"}
 
@@ -70,6 +72,9 @@ def options(model: nn.Module, run: Run, found: Found, method: str, *, from_data:
     """
     methods = {path: method_of(layer, method) for path, layer in found.layers.items()}
     seeing = {path: layer for path, layer in found.layers.items() if from_data and methods[path].sees_inputs}
+    if wide := [path for path, layer in seeing.items() if layer.weight[0].numel() > WIDEST]:
+        run.say(f"factorize: fitted by the weight, which takes more than {WIDEST:,} numbers at once: {', '.join(wide)}")
+        seeing = {path: layer for path, layer in seeing.items() if path not in wide}
     inputs = inputs_of(model, run, seeing) if seeing else {}
     for path, entry in inputs.items():
         if not torch.isfinite(entry.moment).all():

@@ -282,6 +282,19 @@ def test_a_layer_that_answers_nothing_to_the_data_is_fitted_by_its_weight():
     assert all(torch.isfinite(parameter).all() for parameter in found.parameters())
 
 
+def test_a_layer_that_is_too_wide_for_moments_is_fitted_by_its_weight_and_named(monkeypatch):
+    monkeypatch.setattr("compress_factorize.ranks.WIDEST", 40)
+    said = []
+    found = apply_techniques(make("mlp"), [Factorize(rank=4)], make_run(teller=said.append))
+    assert said[0] == "factorize: fitted by the weight, which takes more than 40 numbers at once: layers.1"
+    monkeypatch.undo()
+    plain = apply_techniques(make("mlp"), [Factorize(rank=4, fit="weight")], make_run())
+    data = apply_techniques(make("mlp"), [Factorize(rank=4)], make_run())
+    assert torch.equal(found.layers[1][0].weight, plain.layers[1][0].weight)
+    assert torch.equal(found.layers[3][0].weight, data.layers[3][0].weight)
+    assert not torch.equal(found.layers[1][0].weight, data.layers[1][0].weight)
+
+
 def test_inputs_that_are_no_numbers_are_named():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Linear(32, 32))
     with torch.no_grad():
