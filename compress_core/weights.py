@@ -1,7 +1,7 @@
 """Which parameters of a network are weights, which layers are norms, and which parameters are shared.
 
 Weights are what techniques clip, prune and keep small: floating-point parameters of two or more axes, none of them
-empty, that belong to no norm and are no bias.
+empty, that belong to no norm, are no bias and no lengths of weight normalization.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.parametrize import ParametrizationList
 
 NORMS: tuple[type[nn.Module], ...] = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 """Layers that normalize; their `weight`, if they have one, scales what passes."""
@@ -39,7 +41,7 @@ def weights(model: nn.Module, skip: Iterable[nn.Module] = ()) -> list[Place]:
     found = []
     for place in _places(model):
         parameter = place.parameter
-        if isinstance(place.module, NORMS) or "bias" in place.tensor or id(parameter) in seen:
+        if isinstance(place.module, NORMS) or "bias" in place.tensor or _is_length(place) or id(parameter) in seen:
             continue
         if parameter.ndim >= 2 and parameter.is_floating_point() and parameter.numel():
             seen.add(id(parameter))
@@ -60,6 +62,14 @@ def shared_parameters(model: nn.Module, *, whole_modules: bool = True) -> set[st
     return {
         name for names in owners.values() if len(names if whole_modules else set(names.values())) > 1 for name in names
     }
+
+
+def _is_length(place: Place) -> bool:
+    """Whether a parameter is the g of weight normalization, w = g v / |v|: one number per row, in the axes of v."""
+    module = place.module
+    if isinstance(module, ParametrizationList):
+        return place.tensor == "original0" and isinstance(module[0], _WeightNorm)
+    return place.tensor.endswith("_g") and f"{place.tensor[:-1]}v" in module._parameters
 
 
 def _places(model: nn.Module) -> Iterator[Place]:

@@ -78,7 +78,8 @@ class Clip(Technique):
         skipped = matching(model, self.skip)
         places = weights(model, skipped.values())
         if not places:
-            raise ModelError("the network has no weights to clip", mend="shorten `skip`")
+            mend = "shorten `skip`" if self.skip else "clip before the step that makes integers of the weights"
+            raise ModelError("the network has no weights to clip", mend=mend)
         tensors = [place.parameter for place in places]
         before = sum(int(weight.count_nonzero()) for weight in tensors)
         _clip_in_place(tensors, self._thresholds(model, tensors, run))

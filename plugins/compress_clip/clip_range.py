@@ -58,7 +58,8 @@ class ClipRange(Technique):
 
         places = weights(model, matching(model, self.skip).values())
         if not places:
-            raise ModelError("the network has no weights whose range could be clipped", mend="shorten `skip`")
+            mend = "shorten `skip`" if self.skip else "clip before the step that makes integers of the weights"
+            raise ModelError("the network has no weights whose range could be clipped", mend=mend)
         held = [self._hold(place) for place in places]
         total = sum(place.parameter.numel() for place in places)
         if changed := sum(held):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -24,6 +25,14 @@ class Odd(nn.Module):
 
 def test_weights_have_two_axes_and_are_neither_norms_nor_biases_nor_integers():
     assert [place.name for place in weights(Odd())] == ["token", "conv.weight"]
+
+
+def test_the_lengths_of_weight_normalization_are_no_weights():
+    new = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        old = nn.utils.weight_norm(nn.Linear(4, 3))
+    assert [place.name for place in weights(new)] == ["parametrizations.weight.original1"]
+    assert [place.name for place in weights(old)] == ["weight_v"]
 
 
 def test_every_kind_of_norm_is_one():

@@ -6,7 +6,7 @@ from math import floor
 
 import pytest
 import torch
-from compress_clip import Clip
+from compress_clip import Clip, ClipRange
 from compress_clip.threshold import clip, threshold_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -143,6 +143,17 @@ def test_it_says_how_many_weights_went_and_that_nothing_changed():
 def test_wrong_parameters_are_refused(fields):
     with pytest.raises(ValidationError):
         Clip(**fields)
+
+
+@pytest.mark.parametrize("technique", [Clip, ClipRange])
+def test_without_weights_it_says_what_can_be_done(technique):
+    fields = dict(technique.example)
+    with pytest.raises(ModelError, match="no weights") as error:
+        technique(**fields).apply(nn.Sequential(nn.ReLU()), make_run())
+    assert "before the step" in error.value.mend
+    with pytest.raises(ModelError, match="no weights") as error:
+        technique(**fields, skip=("layers",)).apply(make("mlp"), make_run())
+    assert error.value.mend == "shorten `skip`"
 
 
 def test_a_pattern_that_matches_nothing_is_an_error():
