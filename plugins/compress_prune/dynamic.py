@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from compress_core.masks import masked_tensors, set_zero
 from compress_prune.masks import WeightMasks
-from compress_prune.observing import Scorer
+from compress_prune.observing import Scorer, finite, gradient_of
 from compress_prune.patterns import Singles
 from compress_prune.ramp import ramp
 from compress_prune.threshold import Numbers, kth_smallest, smallest, values
@@ -201,9 +201,9 @@ class Rigl(DynamicMasks):
             return
         share = cosine_share(plan.share, ramp(progress, plan.start, plan.end))
         for name, weight, mask in zip(self.names, self.weights(model), self.gone, strict=True):
-            if weight.grad is not None:
+            if (gradient := gradient_of(weight)) is not None and finite([weight]):
                 count = round(share * int((~mask).sum()))
-                mask.copy_(rigged(weight, weight.grad, mask, count, self.barred(name)))
+                mask.copy_(rigged(weight, gradient, mask, count, self.barred(name)))
         self.hold(model)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from compress_core.errors import PluginError
+from compress_core.errors import ModelError, PluginError
 from compress_core.modes import evaluating
 from compress_core.weights import weights
 from compress_prune.scoring import at_least_single, by_channel
@@ -49,8 +49,7 @@ class PerWeight(nn.Module):
         """Take `term(weight, gradient)` in, for every weight that has a gradient."""
         for name in self.names:
             weight = model.get_parameter(name)
-            if weight.grad is not None:
-                gradient = weight.grad.to_dense() if weight.grad.is_sparse else weight.grad
+            if (gradient := gradient_of(weight)) is not None:
                 self.take(self.of(name), term(weight, at_least_single(gradient)))
 
     def take(self, seen: Tensor, term: Tensor) -> None:
@@ -149,16 +148,28 @@ class Scorer(nn.Module):
         self.seen = criterion.begin(model, run)
 
     def observe(self, model: nn.Module) -> None:
-        """Note the gradients of one backward pass, if the criterion wants any."""
-        if self.criterion.needs_gradients:
+        """Note the gradients of one backward pass, if the criterion wants any and they are numbers.
+
+        In float16 the loss is scaled up until gradients overflow; the update is then left out too.
+        """
+        if self.criterion.needs_gradients and finite(model.parameters()):
             self.criterion.observe(model, self.seen)
             self.observed = True
 
     def read(self, model: nn.Module, run: Run) -> None:
-        """Make everything ready for scores: gradients that no training has given, and what calibration shows."""
+        """Make everything ready for scores: gradients that no training has given, and what calibration shows.
+
+        Raises:
+            ModelError: no gradients are numbers.
+        """
         if self.criterion.needs_gradients and not self.observed:
             for _ in backward_passes(model, run):
                 self.observe(model)
+            if not self.observed:
+                raise ModelError(
+                    f"the criterion {self.criterion.name!r} sees no numbers in the gradients on calibration batches",
+                    mend="check the loss and the data for NaN, or use a criterion that needs no gradients",
+                )
         self.criterion.measure(model, self.seen, run)
 
     def weight_scores(self, name: str, weight: Tensor) -> Tensor | None:
@@ -209,6 +220,17 @@ def backward_passes(model: nn.Module, run: Run) -> Any:
         for parameter, gradient, wanted in before:
             parameter.requires_grad_(wanted)
             parameter.grad = gradient
+
+
+def gradient_of(weight: Tensor) -> Tensor | None:
+    """The gradient of a weight if it has one, dense."""
+    return weight.grad.to_dense() if weight.grad is not None and weight.grad.is_sparse else weight.grad
+
+
+def finite(parameters: Iterable[Tensor]) -> bool:
+    """Whether all gradients are numbers, and there are any: by their sums, looked at together."""
+    found = [gradient.sum(dtype=torch.float32) for one in parameters if (gradient := gradient_of(one)) is not None]
+    return bool(found) and bool(torch.stack([total.to(found[0].device) for total in found]).isfinite().all())
 
 
 def is_layer(module: nn.Module) -> TypeGuard[_ConvNd | nn.Linear]:

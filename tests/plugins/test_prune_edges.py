@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 from compress_prune import Prune
-from compress_prune.criteria import Fisher, Movement
+from compress_prune.criteria import L1, Fisher, Movement, Taylor
 from compress_prune.depth import find_blocks
+from compress_prune.dynamic import Exchange, Rigl
 from compress_prune.masks import WeightMasks
 from compress_prune.observing import Inputs, Scorer
 from compress_prune.patterns import Singles
@@ -167,6 +168,47 @@ def test_gradients_of_a_sparse_embedding_count_as_dense_ones_do(criterion):
     dense.table.sparse = False
     one, other = (apply_techniques(net, [Prune(amount=0.5, criterion=criterion)], make_run()) for net in (model, dense))
     assert torch.equal(one.table.weight, other.table.weight)
+
+
+@pytest.mark.parametrize("criterion", [Taylor(), Fisher(), Movement()])
+def test_gradients_that_overflow_are_not_observed(criterion):
+    model = nn.Linear(4, 2, bias=False)
+    scorer = Scorer(criterion, model, make_run())
+    for gradient in (torch.inf, 1.0, torch.nan):
+        model.weight.grad = torch.ones_like(model.weight)
+        model.weight.grad[1, 2] = gradient
+        scorer.observe(model)
+    alone = Scorer(criterion, model, make_run())
+    model.weight.grad = torch.ones_like(model.weight)
+    alone.observe(model)
+    found, expected = (one.weight_scores("weight", model.weight) for one in (scorer, alone))
+    assert torch.equal(found, expected)
+
+
+def test_a_loss_whose_gradients_are_no_numbers_is_refused_rather_than_pruned_by_chance():
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(64, 10)
+
+        def forward(self, image):
+            return (self.layer(image.flatten(1)) * 0).sqrt()
+
+    with pytest.raises(ModelError, match="'taylor' sees no numbers in the gradients"):
+        apply_techniques(Root(), [Prune(amount=0.5, criterion="taylor")], make_run())
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_rigl_exchanges_by_sparse_gradients_and_never_by_ones_that_are_no_numbers(wrong):
+    model = nn.Embedding(8, 4, sparse=True)
+    exchange = Exchange(every=1, share=0.5, start=0.0, end=1.0)
+    masks = Rigl(model, {"weight": 0.5}, Singles(), Scorer(L1(), model, make_run()), whole=False, exchange=exchange)
+    masks.grow(model, 1.0, make_run())
+    before = masks.gone[0].clone()
+    (model(torch.arange(8)).sum() * (torch.nan if wrong else 1.0)).backward()
+    masks.observe(model, 0.1)
+    assert masks.gone[0].sum() == 16
+    assert torch.equal(masks.gone[0], before) == wrong
 
 
 def test_squares_of_small_half_precision_gradients_are_not_zero():
