@@ -10,6 +10,8 @@ defines itself.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from compress_core.attention import Attention
 from compress_core.catalog import catalog
 from compress_core.errors import ArtifactError, CompressError
-from compress_core.factory import build_model
+from compress_core.factory import ORIGIN, build_model
 from compress_core.files import MANIFEST, read_manifest, refuse_foreign, replacing, write_manifest, write_tensors
 from compress_core.imports import resolve
 from compress_core.masks import hold_zeros, masked_tensors
@@ -31,6 +33,7 @@ from compress_core.sharing import overlap
 from compress_core.structure import differences, qualified_name, torch_types
 
 TENSORS = "model.safetensors"
+_TRUSTED: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
 
 
 def save(
@@ -106,8 +109,24 @@ def load(folder: Path | str, *, factory: str | None = None, trust: Collection[st
     return model.eval()
 
 
+@contextmanager
+def trusting(factories: Iterable[str]) -> Iterator[None]:
+    """Trust these import strings in every `load` within the block, as an exporter's that opens a packed artifact."""
+    token = _TRUSTED.set(_TRUSTED.get() | frozenset(factories))
+    try:
+        yield
+    finally:
+        _TRUSTED.reset(token)
+
+
+def origins(model: nn.Module) -> set[str]:
+    """The factories that have built a network and those within it: who has the network has run them."""
+    return {module.__dict__[ORIGIN][0] for module in model.modules() if ORIGIN in module.__dict__}
+
+
 def _refuse_strangers(factories: Iterable[str], trusted: Collection[str | None]) -> None:
     """Refuse factories that are neither trusted by name nor an installed plugin's."""
+    trusted = {*trusted, *_TRUSTED.get()}
     packages = {plugin.package for plugin in catalog().plugins if not plugin.error}
     for factory in factories:
         if factory not in trusted and not _is_of(factory, packages):

@@ -127,6 +127,19 @@ def clean(
             typer.echo("nothing to remove")
 
 
+@app.command(epilog="Example: `compress unpack artifacts/packed/model.cpk lenet`")
+def unpack(
+    file: Annotated[Path, typer.Argument(help="A file that holds a whole artifact, such as model.cpk.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder, or an artifact that is replaced.")],
+) -> None:
+    """Restore the artifact that a packed file holds: manifest.json and model.safetensors, bit for bit."""
+    from compress_core.unpacking import unpack_file
+
+    with ending_with_status():
+        unpack_file(file, folder)
+        typer.echo(f"unpacked {file} into {folder}")
+
+
 def _show(what: Any) -> None:
     if isinstance(what, (dict, list)):
         typer.echo(json.dumps(what, indent=2, ensure_ascii=False, default=_plain))

@@ -283,6 +283,9 @@ class Task(Part):
 class Exporter(Part):
     """A file format and the runtime that runs it; `use: {export: {format: NAME}}` finds it by name."""
 
+    magic: ClassVar[bytes] = b""
+    """What its files begin with, if `unpack` restores the artifact from one of them."""
+
     @abstractmethod
     def export(self, model: nn.Module, folder: Path, example: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
         """Write the network's files into `folder`. The first axis of every example input is the batch."""
@@ -290,3 +293,7 @@ class Exporter(Part):
     @abstractmethod
     def load(self, folder: Path, threads: int) -> Callable[..., Any]:
         """Open the files in their runtime; the result is called like the network, tensors in, tensors out."""
+
+    def unpack(self, file: Path, folder: Path) -> None:
+        """Restore the artifact that a file holds which begins with `magic`, as a new folder."""
+        raise NotImplementedError(f"{self.name} has a `magic` and no `unpack`")

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from compress_core.applying import apply_techniques, check_runs
-from compress_core.artifact import load, same_network, save
+from compress_core.artifact import load, origins, same_network, save, trusting
 from compress_core.catalog import catalog
 from compress_core.data import Splits, batches, load_splits
 from compress_core.errors import CompressError, DataError, RecipeError, place_of
@@ -157,7 +157,8 @@ def export_model(
     with replacing(folder) as temporary:
         exporter.export(model, temporary, (arguments, keywords))
         write_manifest(temporary, {"kind": "export", "exporter": exporter.name, "provenance": dict(provenance)})
-    return exporter.load(folder, torch.get_num_threads())
+    with trusting(origins(model)):
+        return exporter.load(folder, torch.get_num_threads())
 
 
 def save_model(model: nn.Module, folder: Path, recipe: Recipe, step: str, provenance: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from compress_core.artifact import origins, trusting
 from compress_core.catalog import catalog
 from compress_core.timing import measure
 
@@ -68,7 +69,8 @@ class Stopwatch:
             return lambda: _quietly(network, arguments, keywords)
         with tempfile.TemporaryDirectory() as folder:
             self.exporter.export(network, Path(folder), self.example)
-            runtime = self.exporter.load(Path(folder), torch.get_num_threads())
+            with trusting(origins(network)):
+                runtime = self.exporter.load(Path(folder), torch.get_num_threads())
             runtime(*arguments, **keywords)  # whatever it reads lazily is read while the folder is there
         return lambda: runtime(*arguments, **keywords)
 

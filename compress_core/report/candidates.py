@@ -14,14 +14,14 @@ from typing import Any
 
 from torch import nn
 
-from compress_core.artifact import same_network
+from compress_core.artifact import same_network, trusting
 from compress_core.data import Splits, batches
 from compress_core.files import read_manifest
 from compress_core.measure import quality, shipped_bytes
 from compress_core.recipe import Recipe, Step
 from compress_core.report import Metrics, QualityFigures
 from compress_core.run import Run
-from compress_core.stage import TEST_BATCH, export_model, load_step
+from compress_core.stage import TEST_BATCH, export_model, factories, load_step
 from compress_core.workspace import Workspace
 
 
@@ -109,7 +109,8 @@ def _opened(step: Step, recipe: Recipe, workspace: Workspace) -> Callable[..., A
     if step.exporter is not None:
         folder = workspace.artifact(step.name)
         read_manifest(folder, kind="export")
-        return step.exporter.load(folder, recipe.settings.threads)
+        with trusting(factories(recipe)):
+            return step.exporter.load(folder, recipe.settings.threads)
     return load_step(recipe, step.name, workspace).to(recipe.settings.device)
 
 

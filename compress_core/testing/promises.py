@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from torch import Tensor, nn
 
+from compress_core.artifact import origins, trusting
 from compress_core.masks import masked_tensors
 from compress_core.parts import Change, Exporter, Technique, TrainingTechnique
 from compress_core.recipe import validated
@@ -201,7 +202,8 @@ def exports(subject: Subject, nets: tuple[str, ...], kind: type[Exporter]) -> Re
             place.mkdir()
             image = torch.zeros(2, 1, 8, 8)
             exporter.export(result, place, ((image,), {}))
-            return outputs(exporter.load(place, 1))
+            with trusting(origins(result)):
+                return outputs(exporter.load(place, 1))
 
         found = attempt(exported)
     if isinstance(found, Refusal):
