@@ -51,8 +51,8 @@ Cost = Callable[[Masks], float]
 
 SIDES = ("out", "in")
 """The sides of layers; other places of a group are bare parameters and attributes that count channels."""
-HALVINGS = 24
-"""Steps of the bisection of a level: finer than one among ten million channels."""
+HALVINGS = 48
+"""Steps of the bisection of a level: finer than the slope by which `sensitivity` tells shares of one cost apart."""
 STEPS_BACK = 16
 """At how many lower levels groups may have kept more than rounding has left them."""
 MEASUREMENTS = 7

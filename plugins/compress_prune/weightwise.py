@@ -35,14 +35,20 @@ def weight_masks(technique: Prune, model: nn.Module, run: Run) -> WeightMasks:
     places = weights(model, spared(technique, model).values())
     scorer, whole = Scorer(technique.ranking, model, run), technique.allocation == "global"
     reasons = {place.name: sets.misfit(tuple(place.parameter.shape)) or _unscored(place, scorer) for place in places}
-    left = [((name,), reason) for name, reason in reasons.items() if reason]
-    check_named(technique, model, (place.path for place in places if not reasons[place.name]), left)
+    names = _names(model)
+    left = [((name,), reason) for name, reason in reasons.items() if reason] + list(_tied(technique, model, names))
+    going = [name for place in places if not reasons[place.name] for name in names[place.parameter]]
+    check_named(technique, model, (_path(name) for name in going), left)
     kept = [f"{names} left alone: {reason}" for names, reason in by_reason(left)]
     fitting = {place.name: tuple(place.parameter.shape) for place in places if not reasons[place.name]}
     if not fitting:
         raise ModelError(
             "; ".join(["the network has no weights to prune", *kept]),
-            mend="prune single weights: `granularity: weight`" if kept else "shorten `skip`" if technique.skip else "",
+            mend="prune single weights: `granularity: weight`"
+            if type(sets) is not Singles
+            else "shorten `skip`"
+            if technique.skip
+            else "",
         )
     for text in kept:
         run.say(f"prune: {text}")
@@ -58,6 +64,30 @@ def weight_masks(technique: Prune, model: nn.Module, run: Run) -> WeightMasks:
             return Rigl(model, shares, sets, scorer, whole=whole, exchange=exchange)
         case _:
             return WeightMasks(model, shares, sets, scorer, whole=whole)
+
+
+def _names(model: nn.Module) -> dict[nn.Parameter, list[str]]:
+    """All names of each parameter."""
+    found: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(parameter, []).append(name)
+    return found
+
+
+def _tied(
+    technique: Prune, model: nn.Module, names: Mapping[nn.Parameter, list[str]]
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The names of weights that could go, if they were not those of modules that stay too."""
+    stays = spared(technique, model)
+    for place in weights(model):
+        kept = [name for name in names[place.parameter] if _path(name) in stays]
+        if kept and len(kept) < len(names[place.parameter]):
+            others = tuple(name for name in names[place.parameter] if name not in kept)
+            yield others, f"it is also {kept[0]}, which stays"
+
+
+def _path(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _unscored(place: Place, scorer: Scorer) -> str | None:

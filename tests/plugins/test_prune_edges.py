@@ -161,6 +161,30 @@ def test_a_layer_in_two_places_is_named_by_either(path):
     }
 
 
+class Tied(nn.Module):
+    """Reads and writes with one table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.hidden, self.last = nn.Embedding(10, 8), nn.Linear(8, 8), nn.Linear(8, 10, bias=False)
+        self.last.weight = self.table.weight
+
+    def forward(self, image):
+        return self.last(self.hidden(self.table((image.flatten(1) * 9).long())).mean(1))
+
+
+def test_a_tied_weight_goes_where_all_its_modules_are_named_and_else_stays_with_the_reason():
+    said: list[str] = []
+    run = make_run(teller=said.append)
+    both = apply_techniques(Tied(), [Prune(amount=0.5, only=("table", "last"))], run)
+    assert zeros(both) == {"table.weight": 40, "hidden.weight": 0}
+    with pytest.raises(ModelError, match=r"'last' in `only` cannot be pruned: it is also table\.weight, which stays"):
+        apply_techniques(Tied(), [Prune(amount=0.5, only=("last",))], run)
+    said.clear()
+    apply_techniques(Tied(), [Prune(amount=0.5, skip=("last",))], run)
+    assert said[0] == "prune: table.weight left alone: it is also last.weight, which stays"
+
+
 @pytest.mark.parametrize("criterion", ["taylor", "fisher"])
 def test_gradients_of_a_sparse_embedding_count_as_dense_ones_do(criterion):
     model, dense = Table(), Table()

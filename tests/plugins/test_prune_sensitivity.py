@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from compress_prune.sensitivity import Sensitivity, dealt_out, measured, restoring, shares_at, validation_loss
+from compress_prune.targets import solved
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -37,6 +38,16 @@ def test_a_dip_in_a_curve_makes_nothing_cheaper():
     assert dips.share_at(0.5, 0.0) == pytest.approx(0.125)
     assert dips.share_at(1.5, 0.0) == pytest.approx(0.7)
     assert dips.share_at(9.0, 0.0) == 0.9
+
+
+def test_a_target_is_met_where_a_curve_is_flat_at_its_highest():
+    flat = Sensitivity("flat", ((0.0, 0.0), (0.25, 0.1), (0.5, 0.05), (0.75, 0.02), (0.9, 0.1)))
+
+    def plan(level: float) -> list[torch.Tensor]:
+        return [torch.arange(1000) < round(1000 * shares_at([flat], level)[0])]
+
+    (gone,) = solved(plan, lambda masks: float((~masks[0]).sum()), 0.5, 1000.0)
+    assert int(gone.sum()) == 500
 
 
 curves = st.lists(st.lists(st.floats(-1, 20), min_size=3, max_size=3), min_size=1, max_size=6)
