@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from compress_core.errors import BrokenModelError, CompressError, place_of
+from compress_core.factory import ORIGIN
 from compress_core.order import ordered
 from compress_core.parts import Change, Technique, TrainingTechnique
 from compress_core.run import Run
@@ -18,6 +19,7 @@ from compress_core.seeding import seeded
 def apply_techniques(model: nn.Module, techniques: Sequence[Technique], run: Run) -> nn.Module:
     """Return what the techniques of one step make of a network; `model` itself stays as it is.
 
+    The result remembers which factory it grew from, also where it is a new module altogether.
     Whatever they draw at random comes from the run's seed; the caller's random numbers are left alone.
 
     Raises:
@@ -33,6 +35,8 @@ def apply_techniques(model: nn.Module, techniques: Sequence[Technique], run: Run
         for technique in (entry for entry in plain if entry.after_training):
             result = _apply(technique, result, run)
         check_runs(result, run, techniques)
+    if ORIGIN in model.__dict__:
+        result.__dict__.setdefault(ORIGIN, model.__dict__[ORIGIN])
     return result.eval()
 
 

@@ -36,7 +36,7 @@ DENSE, BY_ROWS, BY_COLUMNS = range(3)
 CONSTANT, RAW, CODED = range(3)
 _SAMPLE = 1 << 16
 """Bytes by which a plane is judged."""
-_LONGEST_STEP = 2000
+_LONGEST = 2000
 """The largest integer of a grid."""
 
 
@@ -214,30 +214,30 @@ def _code_grid(coder: Coder, dtype: str, count: int, values: Words | None) -> Wo
     grid = None if values is None else _grid(values)
     held = coder.raw(4, None if grid is None else grid[0].astype("<f4").tobytes())
     step = np.frombuffer(held, "<f4").astype(np.float32)[0]
-    shifted = None if grid is None else (grid[1] + _LONGEST_STEP).astype(np.uint16)
+    shifted = None if grid is None else (grid[1] + _LONGEST).astype(np.uint16)
     found = code_sequence(coder, "grid", LARGEST, count, shifted)
     if dtype != "F32" or not np.isfinite(step):
         raise DamagedError("it has a grid where there can be none")
     with np.errstate(all="ignore"):
-        numbers: Words = (found.astype(np.float32) - np.float32(_LONGEST_STEP)) * step
+        numbers: Words = (found.astype(np.float32) - np.float32(_LONGEST)) * step
         return numbers.view(np.uint32)
 
 
 def _grid(values: Words) -> tuple[Words, Words] | None:
     """The step and the integers of which every value is a product, bit for bit; None if there are none."""
     numbers = np.unique(values).view(np.float32)
-    if not 1 < len(numbers) < 2 * _LONGEST_STEP or not np.isfinite(numbers).all():
+    if not 1 < len(numbers) < 2 * _LONGEST or not np.isfinite(numbers).all():
         return None
     sizes = np.unique(np.abs(numbers[numbers != 0]))
     if len(sizes) == 0:
         return None
     for divisor in (1, 2, 3):
-        step = (sizes[0] / np.float32(divisor)).astype(np.float32)
-        whole = np.rint(values.view(np.float32) / step) if step else np.zeros(0, np.float32)
-        if len(whole) and np.abs(whole).max() <= _LONGEST_STEP:
-            again = (whole + np.float32(0)) * step
-            if (again.view(np.uint32) == values).all():
-                return np.asarray(step, np.float32), whole.astype(np.int64)
+        step = np.asarray(sizes[0] / np.float32(divisor), np.float32)
+        if not sizes[-1] <= step * np.float32(_LONGEST):
+            continue
+        whole = np.rint(values.view(np.float32) / step) + np.float32(0)
+        if np.array_equal((whole * step).view(np.uint32), values):
+            return step, whole.astype(np.int64)
     return None
 
 
