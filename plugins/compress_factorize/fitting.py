@@ -22,8 +22,9 @@ independent, whole blocks are (`substitution.py`): one pass teaches all of them.
 
 Source: Zhang et al. 2015, Accelerating very deep convolutional networks for classification and detection, sec. 3.3
 (asymmetric reconstruction, there with the nonlinearity and for all of the factors); He, Zhang, Sun 2017, Channel
-pruning for accelerating very deep neural networks, sec. 3.1.1 (the same least squares). Cost: two passes over the
-calibration batches per layer, and O(p^3) for p entries of h'; with `steps`, as many passes through one chain.
+pruning for accelerating very deep neural networks, sec. 3.1.1 (the same least squares). Cost: for each layer two
+passes over the calibration batches, as far as that layer, and O(p^3) for p entries of h'; with `steps`, as many passes
+through one chain.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from math import cos, pi, sqrt
 
 import torch
@@ -119,14 +121,17 @@ def fit_pieces(
     fit, held = split(list(run.calibration()))
     found: dict[str, Fit] = {}
     with evaluating(original), evaluating(model), unfused():
-        for path in in_order(model, pieces, run):
+        for path, calls in in_order(model, pieces, run).items():
             layer, chain = original.get_submodule(path), pieces[path]
             assert isinstance(chain, nn.Sequential)
 
-            def pairs(some: list[Batch], layer: nn.Module = layer, chain: nn.Sequential = chain) -> Iterator[Pair]:
+            def pairs(
+                some: list[Batch], layer: nn.Module = layer, chain: nn.Sequential = chain, calls: int = calls
+            ) -> Iterator[Pair]:
                 for batch in some:
                     with torch.no_grad():
-                        inputs, outputs = seen(model, chain, run, batch)[0], seen(original, layer, run, batch)[1]
+                        inputs = seen(model, chain, run, batch, calls)[0]
+                        outputs = seen(original, layer, run, batch, calls)[1]
                     yield from zip(inputs, outputs, strict=True)
 
             found[path] = fit_last(chain, pairs(fit), pairs(held), run.seed)
@@ -255,34 +260,45 @@ def kept(pairs: Iterator[Pair]) -> list[Pair]:
     return found
 
 
-def seen(model: nn.Module, module: nn.Module, run: Run, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
-    """What goes into and comes out of a module at every call for one batch."""
+class _EnoughError(BaseException):
+    """Nothing behind this is wanted: no error, and nothing that a network's own `except Exception` catches."""
+
+
+def seen(
+    model: nn.Module, module: nn.Module, run: Run, batch: Batch, calls: int | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What goes into and comes out of a module at every call for one batch; the network stops after so many calls."""
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
 
     def note(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
         inputs.append(arguments[0].detach().clone())
         outputs.append(output.detach().clone())
+        if len(outputs) == calls:
+            raise _EnoughError
 
     handle = module.register_forward_hook(note)
     try:
         run.forward(model, batch)
+    except _EnoughError:
+        pass
     finally:
         handle.remove()
     return inputs, outputs
 
 
 @torch.no_grad()
-def in_order(model: nn.Module, pieces: Mapping[str, nn.Module], run: Run) -> list[str]:
-    """The paths in the order in which their modules are first called."""
-    called: dict[str, None] = {}
-    handles = [
-        module.register_forward_pre_hook(lambda _module, _inputs, path=path: called.setdefault(path))
-        for path, module in pieces.items()
-    ]
+def in_order(model: nn.Module, pieces: Mapping[str, nn.Module], run: Run) -> dict[str, int]:
+    """How often each module is called, by its path, in the order in which they are first called."""
+    called: dict[str, int] = {}
+
+    def note(module: nn.Module, inputs: object, path: str) -> None:
+        called[path] = called.get(path, 0) + 1
+
+    handles = [module.register_forward_pre_hook(partial(note, path=path)) for path, module in pieces.items()]
     try:
         run.forward(model, next(iter(run.calibration(size=2, limit=1))))
     finally:
         for handle in handles:
             handle.remove()
-    return list(called)
+    return called
