@@ -49,15 +49,17 @@ def step(
     techniques: Sequence[Technique],
     splits: Splits,
     seed: int,
+    *,
+    teacher: nn.Module | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> nn.Module:
-    """One step of the product, with the network that came in as the teacher."""
+    """One step of the product; the network that comes in teaches unless another is given."""
     from compress_tasks import Classification
 
     from compress_core.applying import apply_techniques
     from compress_core.run import Run, as_teacher
 
-    run = Run(splits=splits, task=Classification(), seed=seed, teacher=as_teacher(model), teller=say)
+    run = Run(splits=splits, task=Classification(), seed=seed, teacher=as_teacher(teacher or model), teller=say)
     return apply_techniques(model, techniques, run)
 
 
