@@ -15,10 +15,10 @@ in which they run: each sees the errors of those before it and makes up for them
 
 A quarter of the calibration batches is held out of the fit; a fit that does worse on it than what was there is undone.
 
-Layers are fitted one after the other, since h' depends on those before. With h' from the original network all could be
-fitted at once; of ResNet-20 on CIFAR-10 at half the multiplications, that lost 9 points of accuracy more before any
-training, and the time of it is torch's own, which spreads over the processor's threads as it is. Where pieces are to be
-independent, whole blocks are (`substitution.py`): one pass teaches all of them.
+Layers are fitted one after the other and not in parallel, since h' depends on those before. With h' from the original
+network they would be independent, and worse: of 1,500 held-out CIFAR-10 images, ResNet-20 with spatial chains for 50 %
+and 35 % of its multiplications then gets 80.2 % and 65.9 % right, where this order gets 82.7 % and 76.1 %. Pieces that
+are independent by nature are whole blocks (`substitution.py`): there one pass teaches all of them at once.
 
 Source: Zhang et al. 2015, Accelerating very deep convolutional networks for classification and detection, sec. 3.3
 (asymmetric reconstruction, there with the nonlinearity and for all of the factors); He, Zhang, Sun 2017, Channel
