@@ -96,7 +96,7 @@ def _walk(module: nn.Module, fresh: nn.Module, path: str, types: Types, seen: di
         place = _join(path, name)
         other = fresh._modules.get(name)
         if id(child) in seen:
-            if other is None or _must_rebuild(child, other) or not _is_alias(fresh, name, seen[id(child)], path):
+            if other is None or _must_rebuild(child, other) or seen.get(id(other)) != seen[id(child)]:
                 yield {"op": "alias", "path": place, "same_as": seen[id(child)]}
         elif other is not None and _adopts(child, other):
             seen[id(other)] = place
@@ -132,12 +132,6 @@ def _adoption(module: nn.Module, fresh: nn.Module, path: str, types: Types, seen
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
-
-
-def _is_alias(fresh: nn.Module, name: str, target: str, path: str) -> bool:
-    """Whether the fresh network shares the same module at the same two sibling places."""
-    parent, _, sibling = target.rpartition(".")
-    return parent == path and fresh._modules.get(sibling) is fresh._modules[name]
 
 
 def _must_rebuild(module: nn.Module, fresh: nn.Module) -> bool:

@@ -226,6 +226,21 @@ def test_a_module_in_two_places_stays_one_and_two_stay_two():
     assert any(edit["op"] == "alias" for edit in edits)
 
 
+def test_a_module_in_several_branches_stays_one():
+    def branches() -> nn.Module:
+        act = nn.ReLU()
+        return nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), act) for _ in range(3)))
+
+    model = branches()
+    found, edits = edited(model, branches())
+    assert edits == []
+    model[0][1] = model[2][1] = nn.ReLU6()
+    found, _ = edited(model, branches())
+    assert found[0][1] is found[2][1]
+    assert found[0][1] is not found[1][1]
+    assert differences(model, found, TYPES) == []
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -151,7 +151,7 @@ class Alternating(nn.Module):
         return self.head(self.layers(image.squeeze(1)).mean(1))
 
 
-def test_every_transformer_layer_that_shares_a_rectifier_calls_it_in_eval_mode():
+def test_every_transformer_layer_that_shares_a_rectifier_calls_it_in_eval_mode(tmp_path):
     torch.manual_seed(0)
     result = apply_techniques(Alternating(), [Pact(percentile=50)], make_run())
     image = digits().validation.take(torch.arange(9))["image"]
@@ -159,6 +159,9 @@ def test_every_transformer_layer_that_shares_a_rectifier_calls_it_in_eval_mode()
         plain = result(image)
     with torch.no_grad():
         assert torch.allclose(result(image), plain, atol=1e-5)
+        factory = "tests.plugins.test_clip_pact:Alternating"
+        save(result, tmp_path / "model", factory=factory)
+        assert torch.equal(load(tmp_path / "model", factory=factory)(image), result(image))
 
 
 class InPlace(nn.Module):
