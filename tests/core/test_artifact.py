@@ -467,7 +467,7 @@ def test_a_factory_that_nobody_trusts_is_not_run(tmp_path):
     "factory",
     [
         "compress_data.parquet:os.system",  # by way of an attribute
-        "compress_prune.masks:keeps_of",  # a function that the plugin imports
+        "compress_prune.channelwise:keeps_of",  # a function that the plugin imports
         "compress_data.parquet:Path",  # a class that it imports
         "compress_data.function:resolve",  # the core's own
         "compress_data.function:Import",  # the plugin's, and no network
