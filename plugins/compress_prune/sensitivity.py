@@ -79,20 +79,28 @@ def shares_at(curves: Sequence[Sensitivity], level: float) -> list[float]:
     return [curve.share_at(loss, EVEN * most) for curve in curves]
 
 
-def dealt_out(curves: Sequence[Sensitivity], sizes: Sequence[int], amount: float) -> list[float]:
+def dealt_out(
+    curves: Sequence[Sensitivity], sizes: Sequence[int], amount: float, least: Sequence[float] = ()
+) -> list[float]:
     """The share of each layer, all at the level at which `amount` of all layers together goes.
 
     Args:
         curves: what each layer costs, measured beyond `amount`.
         sizes: how much each layer has.
         amount: the share that goes, in (0, 1).
+        least: of each layer what goes anyway, such as what is zero already; nothing by default.
     """
+
+    def shares(level: float) -> list[float]:
+        found = shares_at(curves, level)
+        return [max(pair) for pair in zip(found, least, strict=True)] if least else found
+
     low, high = 0.0, 1.0
     for _ in range(50):
         middle = (low + high) / 2
-        total = sum(size * share for size, share in zip(sizes, shares_at(curves, middle), strict=True))
+        total = sum(size * share for size, share in zip(sizes, shares(middle), strict=True))
         low, high = (low, middle) if total >= amount * sum(sizes) else (middle, high)
-    return shares_at(curves, high)
+    return shares(high)
 
 
 def measured(model: nn.Module, layers: Mapping[str, Without], amount: float, run: Run) -> list[Sensitivity]:

@@ -139,4 +139,7 @@ def shares_by_sensitivity(
         name: partial(without, name) for name in shapes
     }
     curves = measured(model, layers, share, run)
-    return dict(zip(shapes, dealt_out(curves, [sets.total(shape) for shape in shapes.values()], share), strict=True))
+    sizes = [sets.total(shape) for shape in shapes.values()]
+    zero = [int(sets.whole(model.get_parameter(name) == 0).sum()) for name in shapes]
+    least = [count / size for count, size in zip(zero, sizes, strict=True)]
+    return dict(zip(shapes, dealt_out(curves, sizes, share, least), strict=True))

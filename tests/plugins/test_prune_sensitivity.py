@@ -6,12 +6,16 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from compress_prune import Prune
 from compress_prune.sensitivity import Sensitivity, dealt_out, measured, restoring, shares_at, validation_loss
 from compress_prune.targets import solved
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from compress_core.applying import apply_techniques
+from compress_core.testing import Epochs
+from compress_core.weights import weights
 from tests.support import make, make_run
 
 
@@ -38,6 +42,21 @@ def test_a_dip_in_a_curve_makes_nothing_cheaper():
     assert dips.share_at(0.5, 0.0) == pytest.approx(0.125)
     assert dips.share_at(1.5, 0.0) == pytest.approx(0.7)
     assert dips.share_at(9.0, 0.0) == 0.9
+
+
+def test_what_is_zero_already_counts_and_the_others_lose_the_less_for_it():
+    curves = [line("one", 2.0), line("two", 6.0)]
+    assert dealt_out(curves, [100, 100], 0.2, [0.0, 0.25]) == pytest.approx([0.15, 0.25], rel=1e-4)
+    assert dealt_out(curves, [100, 100], 0.2, [0.0, 0.1]) == pytest.approx([0.3, 0.1], rel=1e-4)
+
+
+def test_rounds_by_sensitivity_end_at_the_amount_although_layers_take_turns_at_losing_more_than_their_share():
+    run = make_run()
+    model = apply_techniques(make("mlp"), [Epochs(epochs=3)], run)
+    technique = Prune(amount=0.6, allocation="sensitivity", schedule="progressive", max_loss=99, step=0.3)
+    found = weights(apply_techniques(model, [technique, Epochs(epochs=1)], run))
+    total = sum(place.parameter.numel() for place in found)
+    assert sum(int((place.parameter == 0).sum()) for place in found) == pytest.approx(0.6 * total, abs=3)
 
 
 def test_a_target_is_met_where_a_curve_is_flat_at_its_highest():
