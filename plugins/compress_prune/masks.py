@@ -189,6 +189,8 @@ class WeightMasks(Removal):
         went = int(self.went)
         said = f"{went} of {total} weights went" if went else "no weight went: nothing changed"
         run.say(f"prune: {said}; {total - left} are zero now")
+        if empty := [name for name, mask in zip(self.names, self.gone, strict=True) if bool(mask.all())]:
+            run.say(f"prune: nothing is left of {', '.join(empty)}: lower `amount`, or name the layers in `skip`")
         return model
 
 

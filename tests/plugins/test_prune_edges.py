@@ -161,6 +161,16 @@ def test_a_layer_in_two_places_is_named_by_either(path):
     }
 
 
+def test_a_layer_of_which_nothing_is_left_is_named():
+    said: list[str] = []
+    model = nn.Sequential(nn.Conv2d(1, 1, 3), nn.Flatten(), nn.Linear(36, 10))
+    apply_techniques(model, [Prune(amount=0.95)], make_run(teller=said.append))
+    assert said == [
+        "prune: 351 of 369 weights went; 351 are zero now",
+        "prune: nothing is left of 0.weight: lower `amount`, or name the layers in `skip`",
+    ]
+
+
 class Tied(nn.Module):
     """Reads and writes with one table."""
 
