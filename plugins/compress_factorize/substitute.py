@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compress_core.run import Run
-    from compress_factorize.substitution import Call, Place
+    from compress_factorize.places import Place
+    from compress_factorize.substitution import Call
 
 BLOCKS = ("separable", "bottleneck", "narrow")
 WITHIN = ("bottleneck", "narrow")
@@ -80,7 +81,8 @@ class Substitute(Technique):
         """
         from compress_core.measure import counts
         from compress_core.modes import leave_fused_paths
-        from compress_factorize.substitution import distil, places_of, put
+        from compress_factorize.places import places_of, put
+        from compress_factorize.substitution import distil
 
         before = counts(model, run.example)
         places = places_of(model, self.paths)
@@ -104,7 +106,8 @@ class Substitute(Technique):
     def _blocks(self, model: nn.Module, places: list[Place], run: Run) -> tuple[dict[Place, nn.Module], list[str]]:
         """A fresh block for every place, and the places of which it would not be cheaper."""
         from compress_core.measure import counts
-        from compress_factorize.substitution import old_layers, taught
+        from compress_factorize.places import old_layers
+        from compress_factorize.substitution import taught
 
         calls = [taught(model, places, run, batch) for batch in run.calibration(limit=2)]
         blocks: dict[Place, nn.Module] = {}

@@ -11,17 +11,8 @@ import torch
 from compress_export import Onnx
 from compress_factorize import Substitute
 from compress_factorize.blocks import Residual, begin_near, bottleneck, narrow, perceptron, separable
-from compress_factorize.substitution import (
-    Place,
-    build,
-    built_in,
-    distil,
-    errors_of,
-    old_layers,
-    places_of,
-    put,
-    taught,
-)
+from compress_factorize.places import Place, old_layers, places_of, put
+from compress_factorize.substitution import build, built_in, distil, errors_of, taught
 from pydantic import ValidationError
 from torch import nn
 
