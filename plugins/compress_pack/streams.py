@@ -57,6 +57,10 @@ class Coder(ABC):
         """Symbols that are distributed as the positive integers `weights`."""
 
     @abstractmethod
+    def mixed(self, weights: Ints, values: Words | None) -> Words:
+        """Symbols each of which has its own distribution, (symbols, alphabet)."""
+
+    @abstractmethod
     def number(self, limit: int, value: int | None) -> int:
         """A number from `range(limit)`, each as likely; `limit` is at most 65536."""
 
@@ -84,6 +88,13 @@ class Writer(Coder):
         assert values is not None
         if len(weights) > 1 and count:
             self._encoder.encode(values.astype(np.int32), _categorical(weights))
+        return values
+
+    def mixed(self, weights: Ints, values: Words | None) -> Words:
+        """Write them."""
+        assert values is not None
+        if weights.shape[1] > 1 and len(values):
+            self._encoder.encode(values.astype(np.int32), _model.Categorical(perfect=False), weights.astype(np.float64))
         return values
 
     def number(self, limit: int, value: int | None) -> int:
@@ -128,6 +139,13 @@ class Price(Coder):
             self.total += count * float(np.log2(weights.sum())) - float(np.log2(weights)[values].sum())
         return values
 
+    def mixed(self, weights: Ints, values: Words | None) -> Words:
+        """Add the cost of them."""
+        assert values is not None
+        chosen = weights[np.arange(len(values)), values]
+        self.total += float(np.log2(weights.sum(1)).sum() - np.log2(chosen).sum())
+        return values
+
     def number(self, limit: int, value: int | None) -> int:
         """Add the cost of it."""
         assert value is not None
@@ -164,6 +182,12 @@ class Reader(Coder):
         if len(weights) == 1 or not count:
             return np.zeros(count, np.int32)
         return self._decode(_categorical(weights), count)
+
+    def mixed(self, weights: Ints, values: Words | None) -> Words:
+        """Read them."""
+        if weights.shape[1] == 1 or not len(weights):
+            return np.zeros(len(weights), np.int32)
+        return self._decode(_model.Categorical(perfect=False), weights.astype(np.float64))
 
     def number(self, limit: int, value: int | None) -> int:
         """Read it."""

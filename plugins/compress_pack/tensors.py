@@ -18,9 +18,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from compress_pack.neighbours import MOST, code_near
 from compress_pack.positions import Mask, code_positions, view_shape
 from compress_pack.sequences import LARGEST, code_sequence
-from compress_pack.streams import Coder, DamagedError, Price, Words
+from compress_pack.streams import Coder, DamagedError, Ints, Price, Words
 
 ITEM_SIZES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
@@ -50,16 +51,20 @@ def code_tensor(coder: Coder, dtype: str, shape: tuple[int, ...], values: Words 
 
 
 def _cheapest(coder: Coder, dtype: str, shape: tuple[int, ...], values: Words) -> tuple[int, int]:
-    """The layout and the way that cost least; the way is chosen on the values by rows."""
+    """The layout and the way that cost least."""
     known: dict[tuple[int, int], float] = {}
     positions = {layout: _price_of_positions(coder, shape, values, layout) for layout in _layouts(shape, values)}
     layouts = [DENSE, *([min(positions, key=positions.__getitem__)] if positions else [])]
     for layout in layouts:
-        inner = values if layout == DENSE else values[values != 0]
+        mask, inner = None, values
+        if layout != DENSE:
+            matrix = _matrix(values, shape, layout)
+            mask = matrix != 0
+            inner = matrix[mask]
         for way in WAYS:
             if _fits(way, dtype, inner):
                 price = Price(coder.memory)
-                _CODES[way](price, dtype, len(inner), inner)
+                _CODES[way](price, dtype, len(inner), inner, mask)
                 known[layout, way] = price.total + positions.get(layout, 0.0)
     return min(known, key=known.__getitem__)
 
@@ -81,24 +86,27 @@ def _layouts(shape: tuple[int, ...], values: Words) -> tuple[int, ...]:
 def _code(coder: Coder, dtype: str, shape: tuple[int, ...], values: Words | None, *, layout: int, way: int) -> Words:
     count = int(np.prod(shape, dtype=np.int64))
     if layout == DENSE:
-        return _CODES[way](coder, dtype, count, values)
+        return _CODES[way](coder, dtype, count, values, None)
     mask, matrix = _code_layout(coder, shape, values, layout)
-    inner = _CODES[way](coder, dtype, int(np.count_nonzero(mask)), None if matrix is None else matrix[mask])
+    inner = _CODES[way](coder, dtype, int(np.count_nonzero(mask)), None if matrix is None else matrix[mask], mask)
     return _placed(mask, inner, layout, count)
 
 
 def _code_layout(coder: Coder, shape: tuple[int, ...], values: Words | None, layout: int) -> tuple[Mask, Words | None]:
     """Code the positions; they, and the values as the matrix that they are of."""
     rows, columns = view_shape(shape)
-    matrix = None if values is None else _padded(values, rows * columns).reshape(rows, columns)
     if layout == BY_COLUMNS:
         rows, columns = columns, rows
-        matrix = None if matrix is None else matrix.T
+    matrix = None if values is None else _matrix(values, shape, layout)
     return code_positions(coder, rows, columns, None if matrix is None else matrix != 0), matrix
 
 
-def _padded(values: Words, size: int) -> Words:
-    return values if len(values) == size else np.concatenate([values, np.zeros(size - len(values), values.dtype)])
+def _matrix(values: Words, shape: tuple[int, ...], layout: int) -> Words:
+    """The values as the matrix of a layout, with zeros where it reaches beyond the tensor."""
+    rows, columns = view_shape(shape)
+    beyond = np.zeros(rows * columns - len(values), values.dtype)
+    matrix = (np.concatenate([values, beyond]) if len(beyond) else values).reshape(rows, columns)
+    return matrix.T if layout == BY_COLUMNS else matrix
 
 
 def _placed(mask: Mask, inner: Words, layout: int, count: int) -> Words:
@@ -122,7 +130,7 @@ def _fits(way: int, dtype: str, values: Words) -> bool:
             return dtype == "F32" and _grid(values) is not None
 
 
-def _code_planes(coder: Coder, dtype: str, count: int, values: Words | None) -> Words:
+def _code_planes(coder: Coder, dtype: str, count: int, values: Words | None, mask: Mask | None) -> Words:
     size = ITEM_SIZES[dtype]
     planes = None if values is None else _bytes_of(_levelled(values, dtype), size)
     found = np.empty((count, size), np.uint8)
@@ -184,14 +192,31 @@ def _level_back(values: Words, dtype: str) -> Words:
     return found
 
 
-def _code_table(coder: Coder, dtype: str, count: int, values: Words | None) -> Words:
+def _code_places(coder: Coder, levels: Ints, count: int, values: Words | None, mask: Mask | None) -> Words:
+    """Code places in a table or on a grid, by what lies around them if that is cheaper."""
+    limit, near = len(levels), 0
+    kind = f"places {limit}"
+    if mask is None or not count:
+        return code_sequence(coder, kind, limit, count, values)
+    if values is not None and int(values.max()) - int(values.min()) < MOST:
+        one, other = Price(coder.memory), Price(coder.memory)
+        code_near(one, levels, mask, values)
+        code_sequence(other, kind, limit, count, values)
+        near = int(one.total < other.total)
+    if coder.number(2, near):
+        return code_near(coder, levels, mask, values)
+    return code_sequence(coder, kind, limit, count, values)
+
+
+def _code_table(coder: Coder, dtype: str, count: int, values: Words | None, mask: Mask | None) -> Words:
     size = ITEM_SIZES[dtype]
     table = None if values is None else _table(values)
     entries = coder.number(LARGEST, 0 if table is None else len(table) - 1) + 1
     held = coder.raw(size * entries, None if table is None else table.astype(f"<u{size}").tobytes())
     known: Words = np.frombuffer(held, f"<u{size}").astype(f"u{size}")
     places = None if values is None else _places(known, values)
-    return known[code_sequence(coder, f"table {entries}", entries, count, places)]
+    levels = np.arange(entries) - int(np.count_nonzero(known >> (8 * size - 1)))
+    return known[_code_places(coder, levels + (levels >= 0), count, places, mask)]
 
 
 def _table(values: Words) -> Words | None:
@@ -210,12 +235,12 @@ def _places(table: Words, values: Words) -> Words:
     return found
 
 
-def _code_grid(coder: Coder, dtype: str, count: int, values: Words | None) -> Words:
+def _code_grid(coder: Coder, dtype: str, count: int, values: Words | None, mask: Mask | None) -> Words:
     grid = None if values is None else _grid(values)
     held = coder.raw(4, None if grid is None else grid[0].astype("<f4").tobytes())
     step = np.frombuffer(held, "<f4").astype(np.float32)[0]
     shifted = None if grid is None else (grid[1] + _LONGEST).astype(np.uint16)
-    found = code_sequence(coder, "grid", LARGEST, count, shifted)
+    found = _code_places(coder, np.arange(LARGEST) - _LONGEST, count, shifted, mask)
     if dtype != "F32" or not np.isfinite(step):
         raise DamagedError("it has a grid where there can be none")
     with np.errstate(all="ignore"):
@@ -241,4 +266,8 @@ def _grid(values: Words) -> tuple[Words, Words] | None:
     return None
 
 
-_CODES: tuple[Callable[[Coder, str, int, Words | None], Words], ...] = (_code_planes, _code_table, _code_grid)
+_CODES: tuple[Callable[[Coder, str, int, Words | None, Mask | None], Words], ...] = (
+    _code_planes,
+    _code_table,
+    _code_grid,
+)

@@ -1,12 +1,9 @@
-"""The packed file: the exact artifact back, in few bytes, without torch, and one clear error for whatever is damaged."""
+"""The packed file: the exact artifact back, in few bytes, without torch, and alike on every machine."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-import tracemalloc
-import zlib
 from collections.abc import Callable
 from functools import lru_cache
 from math import log2, prod
@@ -19,21 +16,19 @@ import compress_quantize
 import numpy as np
 import pytest
 import torch
-from compress_pack.decoding import KNOWN, LEAST_RESTORED, DamagedError, Stored, decode, unpack
+from compress_pack.decoding import Stored, decode, unpack
 from compress_pack.encoding import pack, read_tensors, write_tensors
 from compress_pack.exporter import FILE, Packed
 from compress_pack.positions import code_positions
 from compress_pack.streams import Reader, Writer
 from compress_pack.tensors import ITEM_SIZES
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from compress_core.applying import apply_techniques
 from compress_core.artifact import load, save, trusting
-from compress_core.errors import ArtifactError, ModelError
 from compress_core.factory import build_model
-from compress_core.files import MANIFEST
 from compress_core.measure import shipped_bytes
 from compress_core.parts import Technique
 from compress_core.stage import export_model
@@ -70,8 +65,8 @@ TECHNIQUES: dict[str, tuple[str, Callable[[], Technique]]] = {
     "channels pruned": ("conv", lambda: compress_prune.Prune(granularity="channel", amount=0.5)),
     "weights pruned": ("lstm", lambda: compress_prune.Prune(amount=0.9)),
     "factorized": ("conv", lambda: compress_factorize.Factorize(**compress_factorize.Factorize.example)),
-    "int8": ("conv", lambda: compress_quantize.Quantize()),
-    "transformer int8": ("transformer", lambda: compress_quantize.Quantize()),
+    "int8": ("conv", compress_quantize.Quantize),
+    "transformer int8": ("transformer", compress_quantize.Quantize),
 }
 
 
@@ -191,7 +186,7 @@ def tensors_of_any_kind(draw: st.DrawFn) -> Stored:
     return Stored(draw(st.text(max_size=5)), dtype, shape, words)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(tensors_of_any_kind(), tensors_of_any_kind())
 def test_tensors_of_any_format_and_shape_come_back_bit_for_bit(one: Stored, other: Stored) -> None:
     size_of(one, Stored(f"{one.name}'", other.dtype, other.shape, other.words))
