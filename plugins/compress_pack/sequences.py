@@ -141,6 +141,11 @@ def _aligned(weights: Ints, centre: int, size: int, middle: int) -> Ints:
     return found
 
 
+def geometric(scale: int, size: int, middle: int) -> Ints:
+    """The weights of the two-sided geometric prior with that ratio of `GEOMETRIC`."""
+    return _shape(len(FLAT) + scale * len(MASSES), size, middle)
+
+
 @lru_cache(maxsize=512)
 def _shape(number: int, size: int, middle: int) -> Ints:
     """The weights of a flat, geometric or Gaussian prior, all at least one, in integer arithmetic."""

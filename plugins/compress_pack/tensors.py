@@ -4,6 +4,7 @@
     values      planes: the bytes of each number, most significant first, each constant, coded or raw
                 table: the different numbers, and for each value its place in the table
                 grid: a float s and for each value the integer k of float32(k) * s
+                kernels: of int8 convolutions, each value by the size of those around it
 
 Floats are rotated so that the exponent fills the first byte; signed integers are shifted or folded so that small ones
 have small bytes. A value is a pattern of bits: -0.0 and every NaN come back as they were.
@@ -18,6 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from compress_pack.kernels import code_kernels, has_kernels
 from compress_pack.neighbours import MOST, code_near
 from compress_pack.positions import Mask, code_positions, view_shape
 from compress_pack.sequences import LARGEST, code_sequence
@@ -31,8 +33,9 @@ ITEM_SIZES = {
 }
 """The number formats by the names of safetensors, with the bytes of a number."""
 
-PLANES, TABLE, GRID = range(3)
+PLANES, TABLE, GRID, KERNELS = range(4)
 WAYS = (PLANES, TABLE, GRID)
+"""Of coding a sequence of values; `KERNELS` codes a whole dense tensor."""
 DENSE, BY_ROWS, BY_COLUMNS = range(3)
 CONSTANT, RAW, CODED = range(3)
 _SAMPLE = 1 << 16
@@ -46,7 +49,9 @@ def code_tensor(coder: Coder, dtype: str, shape: tuple[int, ...], values: Words 
     layout = way = 0
     if values is not None:
         layout, way = _cheapest(coder, dtype, shape, values)
-    layout, way = coder.number(3, layout), coder.number(len(WAYS), way)
+    layout, way = coder.number(3, layout), coder.number(KERNELS + 1, way)
+    if way == KERNELS:
+        return code_kernels(coder, dtype, shape, values)
     return _code(coder, dtype, shape, values, layout=layout, way=way)
 
 
@@ -66,6 +71,10 @@ def _cheapest(coder: Coder, dtype: str, shape: tuple[int, ...], values: Words) -
                 price = Price(coder.memory)
                 _CODES[way](price, dtype, len(inner), inner, mask)
                 known[layout, way] = price.total + positions.get(layout, 0.0)
+    if has_kernels(dtype, shape):
+        price = Price(coder.memory)
+        code_kernels(price, dtype, shape, values)
+        known[DENSE, KERNELS] = price.total
     return min(known, key=known.__getitem__)
 
 
