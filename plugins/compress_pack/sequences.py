@@ -143,7 +143,7 @@ def _aligned(weights: Ints, centre: int, size: int, middle: int) -> Ints:
 
 def geometric(scale: int, size: int, middle: int) -> Ints:
     """The weights of the two-sided geometric prior with that ratio of `GEOMETRIC`."""
-    return _shape(len(FLAT) + scale * len(MASSES), size, middle)
+    return _shape(len(FLAT) + scale * len(MASSES) + 1, size, middle)
 
 
 @lru_cache(maxsize=512)
