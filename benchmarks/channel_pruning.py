@@ -18,7 +18,7 @@ is one of batches of 64: there the kernels' own time counts, and not what every 
 a network of fewer layers at batch 1. Both are shown.
 
 Time: 25 minutes on one core, with 10,000 training images, 5 epochs and one seed; --full takes 49,000 images, 30 epochs
-and one seed, 12 hours.
+and one seed, 9 hours.
 """
 
 from __future__ import annotations
