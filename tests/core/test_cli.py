@@ -71,7 +71,8 @@ def test_without_a_command_the_help_is_shown() -> None:
 def test_plugins_lists_every_plugin_with_its_parts(here: Path) -> None:
     found = {entry["name"]: entry for entry in json.loads(call("compress", "plugins", "--json").out)}
     assert {point.name for point in entry_points(group="compress")} == set(found)
-    assert found["prune"]["parts"] == {"technique": ["prune"]}
+    assert found["prune"]["parts"]["technique"] == ["prune"]
+    assert "l2" in found["prune"]["parts"]["criterion"]
     assert found["distill"]["parts"] == {"technique": ["distill", "ensemble"]}
     assert "onnx" in found["export"]["parts"]["export format"]
     assert "digits" in found["data"]["parts"]["data source"]
@@ -95,11 +96,13 @@ def test_plugins_shows_every_parameter_of_a_part_with_what_it_is(name: str) -> N
 
 
 def test_plugins_shows_type_range_and_default_in_a_line() -> None:
-    rows = {line.split()[0]: line.split() for line in call("compress", "plugins", "prune").out.splitlines()}
-    assert rows["amount"][1:7] == ["number", ">", "0", "<", "1", "required"]
-    assert rows["granularity"][1:5] == ["weight", "|", "channel", "weight"]
-    found = json.loads(call("compress", "plugins", "prune", "--json").out)
-    assert found["parts"][0]["parameters"]["amount"]["exclusiveMinimum"] == 0
+    rows = {line.split()[0]: line.split() for line in call("compress", "plugins", "substitute").out.splitlines()}
+    assert rows["width"][1:7] == ["number", ">", "0", "<=", "1", "0.5"]
+    assert rows["paths"][1:5] == ["list", "of", "string", "required"]
+    rows = {line.split()[0]: line.split() for line in call("compress", "plugins", "clip").out.splitlines()}
+    assert rows["scope"][1:5] == ["tensor", "|", "global", "tensor"]
+    found = json.loads(call("compress", "plugins", "substitute", "--json").out)
+    assert found["parts"][0]["parameters"]["width"]["exclusiveMinimum"] == 0
 
 
 @pytest.mark.parametrize(("name", "words"), [("zoo", "has no parts"), ("distil", "did you mean 'distill'?")])

@@ -65,7 +65,7 @@ MISTAKES = {
     "out of range": ("share: 0.2", "share: 1.5", "pipeline.clipped.use.clip"),
     "wrong type": ("epochs: 2", "epochs: two", "pipeline.baseline.use.tune"),
     "no choice": ("epochs: 2", "optimizer: best", "pipeline.baseline.use.tune"),
-    "required parameter": ("clip:\n        share: 0.2\n", "prune:\n", "pipeline.clipped.use.prune"),
+    "required parameter": ("clip:\n        share: 0.2\n", "substitute:\n", "pipeline.clipped.use.substitute"),
     "unknown source": ("source: digits", "source: digit", "data"),
     "no source": ("source: digits", "validation: 0.1", "data"),
     "unknown parameter of the source": ("source: digits", "source: digits\n  color: true", "data"),
@@ -120,10 +120,11 @@ def test_it_knows_the_plugins_that_are_installed_and_no_others() -> None:
 
 
 def test_parameters_tell_type_range_default_and_whether_they_are_required() -> None:
-    found = parameters(catalog().techniques["prune"])
-    assert (found["amount"]["required"], found["amount"]["exclusiveMaximum"]) == (True, 1)
-    assert (found["granularity"]["required"], found["granularity"]["default"]) == (False, "weight")
-    assert found["granularity"]["enum"] == ["weight", "channel"]
+    found = parameters(catalog().techniques["substitute"])
+    assert (found["paths"]["required"], found["paths"]["minItems"]) == (True, 1)
+    assert (found["width"]["required"], found["width"]["default"]) == (False, 0.5)
+    assert (found["width"]["exclusiveMinimum"], found["width"]["maximum"]) == (0, 1)
+    assert parameters(catalog().techniques["prune"])["spacing"]["enum"] == ["geometric", "linear"]
 
 
 def test_the_command_prints_it() -> None:
