@@ -63,6 +63,7 @@ ASIDE = frozenset(
         "testing",  # of plugins
         "timing",  # of the report stage, see MEASURES
         "trial",  # leaves nothing
+        "unpacking",  # of what was exported
         "watching",  # tells, and changes nothing
         "workspace",  # names of files
     }
