@@ -16,6 +16,7 @@ Time: 6 minutes on one core; --full takes three times as many rounds, 15 minutes
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -50,8 +51,9 @@ def run(bench: Bench) -> Iterator[Figure]:
     for name in NETS:
         rounds = ROUNDS[name] * (3 if bench.full else 1)
         bench.say(f"{name}: {rounds} rounds")
-        yield from _steps(name, rounds)
-    ours, torchs = (_in_process(which, bench) for which in ("ours", "torch"))
+        yield from _steps(name, rounds, bench.threads)
+    bench.say("100 million weights")
+    ours, torchs = (_in_process(f"at_once({which!r}, {bench.threads})") for which in ("ours", "torch"))
     peer = "torch.nn.utils.prune.global_unstructured"
     yield Figure("prune 100 million weights, time", ours["seconds"], "s", False, peer, torchs["seconds"], goal=10.0)
     yield Figure(
@@ -66,11 +68,10 @@ def run(bench: Bench) -> Iterator[Figure]:
     )
 
 
-def _steps(name: str, rounds: int) -> Iterator[Figure]:
-    from compress_core.timing import garbage_resting, median_interval
+def _steps(name: str, rounds: int, threads: int) -> Iterator[Figure]:
+    from compress_core.timing import median_interval
 
-    with garbage_resting():
-        found = times(name, rounds)
+    found = _in_process(f"print_times({name!r}, {rounds}, {threads})")
     turns = list(zip(*found.values(), strict=True))
     shares = {
         "what masks add": ([(masked - plain) / bare for masked, plain, bare in turns], 5.0),
@@ -128,6 +129,17 @@ def times(name: str, rounds: int) -> dict[str, list[float]]:
         masked.stop()
         plain.stop()
     return found
+
+
+def print_times(name: str, rounds: int, threads: int) -> None:
+    """Print the times."""
+    import torch
+
+    from compress_core.timing import garbage_resting
+
+    torch.set_num_threads(threads)
+    with garbage_resting():
+        print(json.dumps(times(name, rounds)))
 
 
 class _Stop(Exception):
@@ -252,16 +264,23 @@ def _noise(shape: tuple[int, int, int]) -> Splits:
     return Splits(train, few, few)
 
 
-def _in_process(which: str, bench: Bench) -> dict[str, float]:
-    """Seconds and bytes of growth of pruning at once, in a process of its own."""
-    bench.say(f"100 million weights, {which}")
-    code = f"from benchmarks.mask_overhead import at_once; at_once({which!r}, {bench.threads})"
-    root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+def _in_process(call: str) -> Any:
+    """What a function of this file prints as JSON, in a process of its own.
+
+    All its threads take their memory from one place: with a place for each, glibc serves the trainings, which run in
+    threads, otherwise than the bare loop.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", f"from benchmarks.mask_overhead import *; {call}"],
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"MALLOC_ARENA_MAX": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
-        raise RuntimeError(f"pruning at once failed:\n{done.stderr}")
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+        raise RuntimeError(f"{call} failed:\n{done.stderr}")
+    return json.loads(done.stdout)
 
 
 def at_once(which: str, threads: int) -> None:
