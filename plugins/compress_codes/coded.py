@@ -1,0 +1,115 @@
+"""A tensor that is kept as codes, and gives its real numbers whenever it is asked.
+
+Codes of fewer than eight bits are packed. Those of eight bits on an even grid lie there as signed or unsigned bytes,
+row by row, and are read by the operation that exporters write as DequantizeLinear, so that an exported file holds
+the same bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decomposed
+from torch import Tensor, nn
+
+from compress_codes.coding import Coding, Rows, middle_of, valued
+from compress_codes.packing import pack, packed_bytes, unpack
+
+Form = Literal["symmetric", "asymmetric", "table"]
+BYTE = 8
+
+
+class CodedTensor(nn.Module):
+    """The codes of one weight.
+
+    Args:
+        shape: of the weight.
+        bits: the width of a code.
+        form: whether codes are numbers on a grid around zero, on one with zero points, or places in a table.
+        rows: how many rows have a scale; 0 if there are none.
+        levels: how many levels the table has.
+        axis: on which the output channels of the weight lie.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], bits: int, form: Form, *, rows: int = 0, levels: int = 0, axis: int = 0
+    ) -> None:
+        super().__init__()
+        self.shape, self.bits, self.form, self.axis = tuple(shape), bits, form, axis
+        self.rows, self.levels = rows, levels
+        count = torch.Size(shape).numel()
+        if self._by_bytes:
+            kind = torch.int8 if form == "symmetric" else torch.uint8
+            codes = torch.zeros(rows, count // rows, dtype=kind)
+        else:
+            codes = torch.zeros(packed_bytes(count, bits), dtype=torch.uint8)
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", torch.ones(rows) if rows else None)
+        self.register_buffer("zero", torch.zeros(rows, dtype=torch.uint8) if form == "asymmetric" else None)
+        self.register_buffer("table", torch.zeros(levels) if levels else None)
+
+    codes: Tensor
+    scale: Tensor | None
+    zero: Tensor | None
+    table: Tensor | None
+
+    @property
+    def _by_bytes(self) -> bool:
+        return self.bits == BYTE and self.form != "table"
+
+    def forward(self) -> Tensor:
+        """The real numbers, in the shape of the weight."""
+        rows = Rows(self.shape, self.axis, max(self.rows, 1))
+        if self._by_bytes:
+            return rows.joined(self._dequantized())
+        count = torch.Size(self.shape).numel()
+        codes = unpack(self.codes, self.bits, count).reshape(rows.count, -1)
+        return rows.joined(valued(codes, self.bits, self.scale, self.zero, self.table))
+
+    def _dequantized(self) -> Tensor:
+        """Zero points are given where they are all zero too: some runtimes compute in float without them."""
+        zero = self.zero
+        if zero is None:
+            zero = torch.zeros(self.rows, dtype=torch.int8, device=self.codes.device)
+        bounds = (-128, 127) if self.form == "symmetric" else (0, 255)
+        found: Tensor = torch.ops.quantized_decomposed.dequantize_per_channel(
+            self.codes, self.scale, zero, 0, *bounds, self.codes.dtype
+        )
+        return found
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        found: dict[str, Any] = {"shape": self.shape, "bits": self.bits, "form": self.form}
+        return found | {name: getattr(self, name) for name in ("rows", "levels", "axis") if getattr(self, name)}
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        return ", ".join(f"{name}={value}" for name, value in self.arguments().items())
+
+
+@torch.no_grad()
+def keep(coding: Coding) -> CodedTensor:
+    """The codes as they are kept."""
+    if coding.levels is not None:
+        form: Form = "table"
+    else:
+        form = "symmetric" if coding.zero is None else "asymmetric"
+    rows = coding.rows
+    kept = CodedTensor(
+        rows.shape,
+        coding.bits,
+        form,
+        rows=0 if coding.scale is None else rows.count,
+        levels=0 if coding.levels is None else len(coding.levels),
+        axis=rows.axis,
+    ).to(coding.codes.device)
+    if kept.codes.ndim == 2:
+        shifted = coding.codes.to(torch.int16) - middle_of(BYTE) if form == "symmetric" else coding.codes
+        kept.codes.copy_(shifted)
+    else:
+        kept.codes.copy_(pack(coding.codes.flatten(), coding.bits))
+    for place, values in ((kept.scale, coding.scale), (kept.zero, coding.zero), (kept.table, coding.levels)):
+        if place is not None and values is not None:
+            place.copy_(values)
+    return kept
