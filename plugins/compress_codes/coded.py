@@ -1,8 +1,7 @@
 """A tensor that is kept as codes, and gives its real numbers whenever it is asked.
 
-Codes of fewer than eight bits are packed. Those of eight bits on an even grid lie there as signed or unsigned bytes,
-row by row, and are read by the operation that exporters write as DequantizeLinear, so that an exported file holds
-the same bytes.
+Codes are packed. Only those of eight bits on a symmetric grid lie there as signed bytes, row by row, and are read by
+the operation that exporters write as DequantizeLinear, so that runtimes with kernels for int8 weights know them.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ class CodedTensor(nn.Module):
         self.shape, self.bits, self.form, self.axis = tuple(shape), bits, form, axis
         self.rows, self.levels = rows, levels
         count = torch.Size(shape).numel()
-        if self._by_bytes:
-            kind = torch.int8 if form == "symmetric" else torch.uint8
-            codes = torch.zeros(rows, count // rows, dtype=kind)
-        else:
-            codes = torch.zeros(packed_bytes(count, bits), dtype=torch.uint8)
+        codes = (
+            torch.zeros(rows, count // rows, dtype=torch.int8)
+            if self._by_bytes
+            else torch.zeros(packed_bytes(count, bits), dtype=torch.uint8)
+        )
         self.register_buffer("codes", codes)
         self.register_buffer("scale", torch.ones(rows) if rows else None)
         self.register_buffer("zero", torch.zeros(rows, dtype=torch.uint8) if form == "asymmetric" else None)
@@ -56,7 +55,7 @@ class CodedTensor(nn.Module):
 
     @property
     def _by_bytes(self) -> bool:
-        return self.bits == BYTE and self.form != "table"
+        return self.bits == BYTE and self.form == "symmetric"
 
     def forward(self) -> Tensor:
         """The real numbers, in the shape of the weight."""
@@ -68,13 +67,10 @@ class CodedTensor(nn.Module):
         return rows.joined(valued(codes, self.bits, self.scale, self.zero, self.table))
 
     def _dequantized(self) -> Tensor:
-        """Zero points are given where they are all zero too: some runtimes compute in float without them."""
-        zero = self.zero
-        if zero is None:
-            zero = torch.zeros(self.rows, dtype=torch.int8, device=self.codes.device)
-        bounds = (-128, 127) if self.form == "symmetric" else (0, 255)
+        """Zero points are zeros, and are given all the same: without them some runtimes know no int8 weights."""
+        zero = torch.zeros(self.rows, dtype=torch.int8, device=self.codes.device)
         found: Tensor = torch.ops.quantized_decomposed.dequantize_per_channel(
-            self.codes, self.scale, zero, 0, *bounds, self.codes.dtype
+            self.codes, self.scale, zero, 0, -128, 127, torch.int8
         )
         return found
 
@@ -105,8 +101,7 @@ def keep(coding: Coding) -> CodedTensor:
         axis=rows.axis,
     ).to(coding.codes.device)
     if kept.codes.ndim == 2:
-        shifted = coding.codes.to(torch.int16) - middle_of(BYTE) if form == "symmetric" else coding.codes
-        kept.codes.copy_(shifted)
+        kept.codes.copy_(coding.codes.to(torch.int16) - middle_of(BYTE))
     else:
         kept.codes.copy_(pack(coding.codes.flatten(), coding.bits))
     for place, values in ((kept.scale, coding.scale), (kept.zero, coding.zero), (kept.table, coding.levels)):

@@ -30,7 +30,7 @@ class CodedLayer(nn.Module):
 
     def _hold(self, outputs: int, bias: bool) -> None:
         self.register_module("coded", None)
-        self.bias = nn.Parameter(torch.zeros(outputs), requires_grad=False) if bias else None
+        self.register_parameter("bias", nn.Parameter(torch.zeros(outputs), requires_grad=False) if bias else None)
 
     @property
     def weight(self) -> Tensor:
