@@ -99,8 +99,8 @@ class Technique(Part):
 class TrainingTechnique(Technique):
     """A technique that works while the network trains, alone or together with others in one step.
 
-    The loop calls `plan`, `prepare`, `begin`, then `loss`, `after_backward` and `after_step` at every
-    update, and `finish` once, on the best checkpoint. With no epochs it calls `plan`, `prepare`, `begin`,
+    The loop calls `plan`, `prepare`, `begin`, then `before_forward`, `loss`, `after_backward` and `after_step` at
+    every update, and `finish` once, on the best checkpoint. With no epochs it calls `plan`, `prepare`, `begin`,
     `after_step(progress=1)` and `finish`. If anything fails after `begin`, `abandon` is called instead of `finish`.
 
     One that `conducts` decides how often the loop runs: by rounds, with steps back, with weights taken back.
@@ -147,6 +147,13 @@ class TrainingTechnique(Technique):
         parameter of the network.
         """
         return None
+
+    def before_forward(self, batch: Batch, state: nn.Module | None, progress: float, run: Run) -> Batch:
+        """Return the training examples as the network and its teacher are to see them, in tensors of its own.
+
+        `progress` is the share of all updates that were done before this one, in [0, 1).
+        """
+        return batch
 
     def loss(self, batch: Batch, output: Any, model: nn.Module, state: nn.Module | None, run: Run) -> Tensor | None:
         """Return a term (a scalar) beside the task's loss, or None."""
@@ -286,9 +293,24 @@ class Exporter(Part):
     magic: ClassVar[bytes] = b""
     """What its files begin with, if `unpack` restores the artifact from one of them."""
 
+    @classmethod
+    def missing(cls) -> str:
+        """What must be installed for its runtime and is not, as `pip install` takes it; empty if nothing is missing."""
+        return ""
+
+    def chosen(self, model: nn.Module, run: Run) -> Exporter:
+        """The exporter that writes this network: this one, or another that it has found by measuring."""
+        return self
+
     @abstractmethod
-    def export(self, model: nn.Module, folder: Path, example: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
-        """Write the network's files into `folder`. The first axis of every example input is the batch."""
+    def export(
+        self, model: nn.Module, folder: Path, example: tuple[tuple[Any, ...], dict[str, Any]]
+    ) -> Mapping[str, Any] | None:
+        """Write the network's files into `folder`. The first axis of every example input is the batch.
+
+        What it returns stands in the manifest beside the files: `inputs` and `outputs`, each with name, dtype and
+        shape.
+        """
 
     @abstractmethod
     def load(self, folder: Path, threads: int) -> Callable[..., Any]:

@@ -174,6 +174,8 @@ class _Loop:
 
     def _update(self, batch: Batch, engine: _Engine, epoch: int) -> Tensor:
         """One update of the weights; the loss before it."""
+        for technique in self.techniques:
+            batch = technique.before_forward(batch, self.mine[technique.name], self.step / self.total, self.run)
         arguments, keywords = self.run.task.inputs(batch)
         with engine.precision.autocast():
             output = self.model(*arguments, **keywords)

@@ -94,6 +94,31 @@ class Fisher(Criterion):
         return second_order(weight, means(state).of(name))
 
 
+class SecondMoment(Criterion):
+    """The magnitude of a weight times the root of its squared gradient, a mean over the last thousand updates."""
+
+    name = "second-moment"
+    needs_gradients = True
+
+    def begin(self, model: nn.Module, run: Run) -> nn.Module | None:
+        """A slow running mean of the squared gradients."""
+        from compress_prune.observing import SLOW, Means
+
+        return Means(model, SLOW)
+
+    def observe(self, model: nn.Module, state: nn.Module | None) -> None:
+        """Add the squared gradients to the mean."""
+        from compress_prune.observing import means
+
+        means(state).add(model, lambda weight, gradient: gradient.square())
+
+    def weight_scores(self, name: str, weight: Tensor, state: nn.Module | None) -> Tensor | None:
+        """|w| sqrt(E[g^2])."""
+        from compress_prune.observing import means
+
+        return weight.detach().abs() * means(state).of(name).sqrt()
+
+
 class Movement(Criterion):
     """Whether training moves a weight towards zero, which scores least, or away from it."""
 
@@ -220,6 +245,7 @@ BUILT_IN: tuple[type[Criterion], ...] = (
     L2,
     Taylor,
     Fisher,
+    SecondMoment,
     Movement,
     Random,
     Scale,

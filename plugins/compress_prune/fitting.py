@@ -74,6 +74,8 @@ def _check_schedule(technique: Prune) -> None:
         raise ValueError(f"a {schedule} schedule has no `start` and `end`: leave them out, or use `schedule: gradual`")
     if schedule in {"surgery", "rigl"} and (technique.granularity != "weight" or technique.pattern):
         raise ValueError(f"`{schedule}` brings back single weights: leave `granularity` and `pattern` out")
+    if technique.density and schedule in {"surgery", "rigl"}:
+        raise ValueError(f"`density` empties rows and columns, which `{schedule}` fills again: leave one of them out")
     if schedule != "rigl" and (technique.every, technique.regrow) != (100, 0.3):
         raise ValueError("`every` and `regrow` exchange weights: add `schedule: rigl`, or leave them out")
 
@@ -81,6 +83,10 @@ def _check_schedule(technique: Prune) -> None:
 def _check_granularity(technique: Prune) -> None:
     if technique.granularity in IN_PLACE and technique.multiple != 1:
         raise ValueError("`multiple` counts channels: add `granularity: channel`, or leave it out")
+    if technique.density and (technique.granularity != "weight" or technique.pattern):
+        raise ValueError("`density` ranks single weights: leave `granularity` and `pattern` out, or `density`")
+    if technique.density and technique.ranked_by == "movement":
+        raise ValueError("`density` multiplies scores, and those of `movement` have a sign: use another criterion")
     if technique.granularity == "depth" and technique.allocation != "uniform":
         raise ValueError("blocks are ranked over the whole network anyway: leave `allocation` out")
     if technique.granularity == "depth" and technique.multiple != 1:

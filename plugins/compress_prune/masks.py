@@ -14,6 +14,7 @@ from compress_core.masks import hold_zeros, set_zero
 from compress_prune.criteria import L1
 from compress_prune.observing import Scorer
 from compress_prune.patterns import Singles
+from compress_prune.scoring import crowding
 from compress_prune.threshold import Numbers, magnitudes, smallest, values
 
 if TYPE_CHECKING:
@@ -72,7 +73,16 @@ class WeightMasks(Removal):
     went: Tensor
     """How many weights the masks have made zero; those that were zero already do not count."""
 
-    def __init__(self, model: nn.Module, shares: Mapping[str, float], sets: Singles, scorer: Scorer, *, whole: bool):
+    def __init__(
+        self,
+        model: nn.Module,
+        shares: Mapping[str, float],
+        sets: Singles,
+        scorer: Scorer,
+        *,
+        whole: bool,
+        density: float = 0.0,
+    ):
         """Nothing is gone yet.
 
         Args:
@@ -81,8 +91,10 @@ class WeightMasks(Removal):
             sets: what goes together.
             scorer: tells what goes first.
             whole: whether all weights are ranked together; the shares are then all the same.
+            density: the power with which scores follow the density of rows and columns.
         """
         super().__init__(scorer)
+        self.density = density
         self.shares, self.sets, self.whole = dict(shares), sets, whole
         self.places = [name.split(".") for name in shares]
         self.buffer_names = [f"gone_{index}" for index in range(len(shares))]
@@ -138,7 +150,7 @@ class WeightMasks(Removal):
     @property
     def streams(self) -> bool:
         """Whether the scores are magnitudes, which are never all there at once."""
-        return type(self.scorer.criterion) is L1 and type(self.sets) is Singles
+        return type(self.scorer.criterion) is L1 and type(self.sets) is Singles and not self.density
 
     def numbers(self, model: nn.Module, index: int) -> Numbers:
         """The scores of one weight's sets."""
@@ -158,7 +170,9 @@ class WeightMasks(Removal):
         """The scores of the sets of one weight; what is zero goes first, and what is gone already before it."""
         scores = self.scorer.weight_scores(self.names[index], self.values(model, index))
         assert scores is not None
-        return self.sets.scores(scores, self.scorer.criterion.pooled, *self.firsts(model, index))
+        zero, gone = self.firsts(model, index)
+        found = self.sets.scores(scores, self.scorer.criterion.pooled, zero, gone)
+        return found.mul_(crowding(~(zero | gone), self.density)) if self.density else found
 
     @torch.no_grad()
     def hold(self, model: nn.Module) -> None:

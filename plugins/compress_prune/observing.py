@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MOMENTUM = 0.9
 """How much of a running mean stays at each observation; Molchanov et al. 2019, sec. 4.1."""
+SLOW = 0.999
+"""The same for a mean that forgets as slowly as the second moment of Adam; Kingma & Ba 2015, algorithm 1."""
 
 
 def _zeros(weight: Tensor) -> Tensor:
@@ -62,19 +64,19 @@ class Means(PerWeight):
 
     count: Tensor
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, momentum: float = MOMENTUM) -> None:
         super().__init__(model)
-        self.rate = 1.0
+        self.rate, self.momentum = 1.0, momentum
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def add(self, model: nn.Module, term: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Take `term(weight, gradient)` in, for every weight that has a gradient."""
         self.count += 1
-        self.rate = max(1 - MOMENTUM, 1 / int(self.count))
+        self.rate = max(1 - self.momentum, 1 / int(self.count))
         super().add(model, term)
 
     def take(self, seen: Tensor, term: Tensor) -> None:
-        """Move the mean towards the term: a plain mean of the first ten, a running one later."""
+        """Move the mean towards the term: at first a plain mean, a running one as soon as that forgets no faster."""
         seen.lerp_(term, self.rate)
 
 

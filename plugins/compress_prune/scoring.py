@@ -4,6 +4,7 @@
     l2                w^2, pooled by the square root                Fang et al. 2023, DepGraph, eq. 4
     taylor            g w, pooled by the magnitude                  Molchanov et al. 2017, eq. 8; 2019, eq. 8
     fisher            1/2 g^2 w^2                                   LeCun et al. 1990, eq. 5; Theis et al. 2018, eq. 9
+    second-moment     |w| sqrt(E[g^2])                              the root of fisher, E as in Kingma & Ba 2015, Adam
     movement          -sum over updates of g w                      Sanh et al. 2020, eq. 5
     scale             |gamma| of the norm behind a channel          Liu et al. 2017, Network slimming, sec. 3
     geometric-median  sum over j of ||F_i - F_j||_2                 He et al. 2019, FPGM, eq. 4 to 6
@@ -14,7 +15,8 @@
 g is the gradient of the loss with respect to w, F_i the weights of filter i. The first-order term estimates how much
 the loss changes when w becomes zero; for a set of weights the terms are added before the magnitude is taken, so
 that changes which undo one another cost nothing. Fisher is the second-order term with the Hessian's diagonal
-estimated by the mean of g^2. Near a minimum the first order vanishes and the second remains.
+estimated by the mean of g^2: over ten updates for fisher, over a thousand for second-moment. Near a minimum the first
+order vanishes and the second remains.
 
 Ranges: all finite; only movement and a single Taylor term can be negative, before pooling. Cost: l1, l2 and scale one
 pass over the weights; geometric-median O(out^2 n) per layer; the others a few batches, forward or backward.
@@ -40,6 +42,17 @@ def first_order(weight: Tensor, gradient: Tensor) -> Tensor:
 def second_order(weight: Tensor, squared_gradient: Tensor) -> Tensor:
     """The change of the loss by the diagonal of the Fisher information, when each weight becomes zero."""
     return 0.5 * squared_gradient * at_least_single(weight.detach()).square()
+
+
+def crowding(alive: Tensor, power: float) -> Tensor:
+    """(row density * column density)^power for each entry of a weight as a matrix (outputs, all else), in its shape.
+
+    What stands alone in its row and column costs most where positions are coded, and keeps both from going. A density
+    is at least that of one entry.
+    """
+    matrix = alive.flatten(1).to(torch.float32) if alive.ndim > 1 else alive.to(torch.float32)[None]
+    rows, columns = (matrix.mean(axis, keepdim=True).clamp(min=1 / matrix.shape[axis]) for axis in (1, 0))
+    return (rows * columns).pow(power).reshape(alive.shape)
 
 
 def distances(filters: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def weight_masks(technique: Prune, model: nn.Module, run: Run) -> WeightMasks:
             exchange = Exchange(technique.every, technique.regrow, technique.start, technique.end)
             return Rigl(model, shares, sets, scorer, whole=whole, exchange=exchange)
         case _:
-            return WeightMasks(model, shares, sets, scorer, whole=whole)
+            return WeightMasks(model, shares, sets, scorer, whole=whole, density=technique.density)
 
 
 def _names(model: nn.Module) -> dict[nn.Parameter, list[str]]:
