@@ -327,6 +327,9 @@ class _Reader:
                     "an export shares its step with nothing", (*place, "use"), "give it a step of its own"
                 )
             exporter = self._part("export format", self.plugins.exporters, (*place, "use", EXPORT), "format")
+            if lack := exporter.missing():
+                what = f"the format {exporter.name!r} needs {lack}, which is not installed"
+                raise self._error(what, (*place, "use", EXPORT, "format"), f"pip install '{lack}'")
         return Step(
             name=name,
             input=None if fields.input == "none" else fields.input,

@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,14 +150,20 @@ def export_model(
 ) -> Callable[..., Any]:
     """Write a network in an exporter's format, and open the written files in their runtime once to see that they run.
 
+    The manifest beside the files says what goes in and comes out, and how the data were normalized.
+
     Raises:
         CompressError: the network cannot be exported; nothing is written.
     """
-    arguments, keywords = run.example
     refuse_foreign(folder)
+    measured: dict[str, Any] = {}
+    exporter = exporter.chosen(model, replace(run, recorder=measured.__setitem__))
     with replacing(folder) as temporary:
-        exporter.export(model, temporary, (arguments, keywords))
-        write_manifest(temporary, {"kind": "export", "exporter": exporter.name, "provenance": dict(provenance)})
+        about = exporter.export(model, temporary, run.example) or {}
+        data = {key: run.splits.about[key] for key in ("normalization", "classes") if key in run.splits.about}
+        content = {"exporter": exporter.name, "measured": measured, "data": data, **about}
+        kept = {key: value for key, value in content.items() if value}
+        write_manifest(temporary, {**kept, "kind": "export", "provenance": dict(provenance)})
     with trusting(origins(model)):
         return exporter.load(folder, torch.get_num_threads())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,11 +13,9 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from compress_core.errors import ArtifactError, ModelError
-from compress_export.signature import Tree, bind, flatten, rebuild
+from compress_export.calling import caller, damaged, signature_in
+from compress_export.signature import SIGNATURE
 
-SIGNATURE = "compress"
-"""The metadata entry of the file that says how the network is called."""
 _FATAL = 4
 
 
@@ -29,31 +26,14 @@ def open_file(path: Path, threads: int) -> Callable[..., Any]:
         ArtifactError: the file is missing or damaged, or was not written by this exporter.
     """
     session = _session(path, _options(threads))
-    entry = session.get_modelmeta().custom_metadata_map.get(SIGNATURE)
-    if entry is None:
-        raise ArtifactError("it does not say how the network is called", where=str(path), mend="export it again")
-    signature = json.loads(entry)
+    signature = signature_in(session.get_modelmeta().custom_metadata_map.get(SIGNATURE), str(path))
     names = [argument.name for argument in session.get_inputs()]
 
-    def call(*arguments: Any, **keywords: Any) -> Any:
-        tensors: list[Tensor] = []
-        tree = flatten(bind(signature["parameters"], arguments, keywords), tensors, "the input")
-        if tree != signature["inputs"]:
-            raise ModelError(
-                f"it was exported for the arguments {_shown(signature['inputs'])} and gets {_shown(tree)}",
-                where=str(path),
-                mend="export it with an example of such arguments",
-            )
-        feed = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, tensors, strict=True)}
-        try:
-            found = session.run(None, feed)
-        except Exception as error:
-            raise ModelError(
-                f"onnxruntime cannot run it: {_first_line(error)}", where=str(path), mend="check the input's shape"
-            ) from error
-        return rebuild(signature["output"], [torch.from_numpy(output) for output in found])
+    def compute(tensors: list[Tensor]) -> list[Tensor]:
+        feed = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
+        return [torch.from_numpy(output) for output in session.run(None, feed)]
 
-    return call
+    return caller(signature, compute, "onnxruntime", str(path))
 
 
 def optimized_operators(path: Path, threads: int = 1) -> Counter[str]:
@@ -96,17 +76,4 @@ def _session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.Inf
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        missing = not path.is_file()
-        raise ArtifactError(
-            "there is no such file" if missing else f"it is damaged: {_first_line(error)}",
-            where=str(path),
-            mend="export it again with `dvc repro`, or fetch it again with `dvc pull`",
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _shown(tree: Tree) -> str:
-    return json.dumps(tree["dict"], sort_keys=True).replace('"', "")
+        raise damaged(str(path), error, missing=not path.is_file()) from error

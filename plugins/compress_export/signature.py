@@ -8,8 +8,9 @@ there are `{"tuple": [...]}`, `{"list": [...]}`, `{"dict": {...}}`, `{"record": 
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +18,38 @@ from torch import Tensor, nn
 from compress_core.errors import ModelError
 
 Tree = dict[str, Any]
+
+SIGNATURE = "compress"
+"""The entry of an exported file's metadata that holds its signature."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """How an exported network is called, as the file itself tells."""
+
+    parameters: list[str]
+    """What the forward calls its positional arguments."""
+    inputs: Tree
+    output: Tree
+    takes: list[dict[str, Any]] = field(default_factory=list)
+    """Name, dtype and shape of each tensor that goes in; a free axis has a name instead of a size."""
+    gives: list[dict[str, Any]] = field(default_factory=list)
+    limits: dict[str, int] = field(default_factory=dict)
+    """The largest sizes of free axes that the network takes, where it has a limit."""
+
+    def to_json(self) -> str:
+        """The same text for the same signature."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Signature:
+        """Read what `to_json` has written."""
+        return cls(**json.loads(text))
+
+    def about(self) -> dict[str, Any]:
+        """What a manifest tells of the file."""
+        found: dict[str, Any] = {"inputs": self.takes, "outputs": self.gives}
+        return found | ({"limits": self.limits} if self.limits else {})
 
 
 class Record(dict[str, Any]):

@@ -8,19 +8,17 @@ fall on either side, which moves one activation by one step, so more is allowed 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from math import isnan
-from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 from torch import Tensor, nn
 
 from compress_core.errors import ModelError
 from compress_core.modes import evaluating
-from compress_export.conversion import resized
-from compress_export.runtime import open_file
 from compress_export.signature import flatten
+from compress_export.tracing import Example, resized
 
 FLOAT_ERROR = 1e-3
 INTEGER_ERROR = 5e-2
@@ -38,17 +36,24 @@ def disagreement(found: Tensor, wanted: Tensor) -> float:
     return float("inf") if isnan(error) else error
 
 
-def verify(path: Path, model: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
-    """Compare a file with its network at batches of one, two and five rows.
+def verify(
+    runtime: Callable[..., Any], model: nn.Module, example: Example, *, integers: bool, free: Sequence[int] = ()
+) -> None:
+    """Compare an opened file with its network at batches of one, two and five rows, and at shorter free axes.
+
+    Args:
+        runtime: the file, opened.
+        model: its network.
+        example: the forward's arguments.
+        integers: whether the file computes in integers.
+        free: the axes beside the batch that may have any size.
 
     Raises:
         ModelError: they disagree.
     """
-    runtime = open_file(path, threads=1)
-    integers = any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
     allowed = INTEGER_ERROR if integers else FLOAT_ERROR
-    for rows in (1, 2, 5):
-        arguments, keywords = resized(example, rows)
+    for rows, share in ((1, 1.0), (2, 1.0), (5, 1.0), *([(2, 0.5), (1, 0.2)] if free else [])):
+        arguments, keywords = resized(example, rows, free, share)
         with evaluating(model), torch.no_grad():
             wanted = _tensors(model(*arguments, **keywords))
         found = _tensors(runtime(*arguments, **keywords))
