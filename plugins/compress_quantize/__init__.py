@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compress_core import hookimpl
 from compress_core.parts import Change, Technique, TrainingPlan, TrainingTechnique
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
     from compress_core.run import Run
     from compress_quantize.converting import Report
+
+
+OUTLIERS = 99.99
+"""The percentile of the observer of that name, unless one is given."""
 
 
 class Quantize(TrainingTechnique):
@@ -36,14 +40,29 @@ class Quantize(TrainingTechnique):
 
     bits: Literal[8] = 8
     """Width of the integers. Only 8, which every runtime has kernels for."""
-    percentile: float = Field(default=100.0, ge=90, le=100)
-    """Share of a batch's values, in per cent, that the range of an edge holds at either end; what
-    lies beyond is cut off. 100 is the smallest and the largest value; 99.99 leaves out rare outliers."""
+    observer: Literal["minmax", "moving-average", "percentile", "mse", "entropy"] = "minmax"
+    """How the range of an edge is found: the smallest and largest value, a moving average of the batches', the
+    batches' percentiles, the least squared error, or the least Kullback-Leibler divergence (as TensorRT does). A
+    training follows a moving average of each batch's range, whichever it is."""
+    percentile: float | None = Field(default=None, ge=90, le=100)
+    """Share of a batch's values, in per cent, that the range of an edge holds at either end, for the observer
+    `percentile`; what lies beyond is cut off. 99.99 unless given."""
+    granularity: Literal["channel", "tensor"] = "channel"
+    """Whether each output channel of a weight has a scale of its own, or the tensor one; for `tensor`, BatchNorms are
+    folded before anything else."""
+    weight_range: Literal["max", "mse"] = "max"
+    """Whether a weight's scale holds its whole range or makes the least squared error."""
     delay: float = Field(default=0.1, ge=0, lt=1)
     """Share of the training after which activations are rounded too; before, only their ranges are followed.
     The best epoch is chosen after it. Weights are rounded from the start."""
     skip: tuple[str, ...] = ()
     """Paths of modules that stay real, with all they hold; `*` stands for anything, as in `encoder.*`."""
+
+    @model_validator(mode="after")
+    def _percentile_has_its_observer(self) -> Quantize:
+        if self.percentile is not None and self.observer != "percentile":
+            raise ValueError(f"`percentile` belongs to `observer: percentile`, not to `observer: {self.observer}`")
+        return self
 
     @property
     def changes(self) -> frozenset[Change]:
@@ -61,10 +80,15 @@ class Quantize(TrainingTechnique):
             ModelError: a pattern in `skip` matches no module, or a container needs more than its forward.
         """
         from compress_quantize.converting import make_quantizable
+        from compress_quantize.observing import Observing
+        from compress_quantize.weight_grids import WeightGrid
 
         arguments, keywords = run.example
         forward = partial(model.to(run.device), *arguments, **keywords)
-        report = make_quantizable(model, forward, set(matching(model, self.skip)), self.percentile)
+        skipped = set(matching(model, self.skip))
+        grid = WeightGrid(per_tensor=self.granularity == "tensor", least_error=self.weight_range == "mse")
+        observing = Observing(self.observer, self.percentile or OUTLIERS)
+        report = make_quantizable(model, forward, skipped, observing, grid)
         for line in _explained(report):
             run.say(f"quantize: {line}")
         return model

@@ -2,9 +2,10 @@
 
     q = clamp(round(x / scale) + zero_point, lowest, highest)        x' = scale * (q - zero_point)
 
-Weights lie symmetrically around zero in [-127, 127], with one scale per output channel and no zero point;
-activations are unsigned, in [0, 255], and their range always holds zero, so that zero is exact: a padded
-pixel and a removed weight stay what they are, and after a ReLU the zero point is 0.
+Weights of b bits lie symmetrically around zero in [-n, n], n = 2^(b-1) - 1 (127 for 8 bits), with one scale per
+output channel, or per tensor, and no zero point; activations are unsigned, in [0, 2^b - 1], and their range always
+holds zero, so that zero is exact: a padded pixel and a removed weight stay what they are, and after a ReLU the zero
+point is 0. b is from 2 to 8.
 
 While a network trains, rounding is passed over by the gradient (straight-through): 1 inside the range and
 0 where x was cut off.
@@ -25,33 +26,45 @@ ACTIVATION_LOWEST, ACTIVATION_HIGHEST = 0, 255
 BIAS_LOWEST, BIAS_HIGHEST = -(2**31), 2**31 - 1
 
 
-def symmetric_scale(weight: Tensor) -> Tensor:
-    """One scale per output channel, `max |w| / 127`; 1 for a channel of zeros, or of numbers too small for a scale.
+def highest_activation(bits: int) -> int:
+    """The largest integer that an activation of so many bits becomes."""
+    return 2**bits - 1
+
+
+def highest_weight(bits: int) -> int:
+    """The largest integer that a weight of so many bits becomes; the smallest is its negative."""
+    return 2 ** (bits - 1) - 1
+
+
+def symmetric_scale(weight: Tensor, highest: int = WEIGHT_HIGHEST) -> Tensor:
+    """One scale per output channel, `max |w| / highest`; 1 for zeros, or for numbers too small for a scale.
 
     Args:
         weight: (out, ...), any further axes.
+        highest: what the largest magnitude becomes.
 
     Returns:
         (out,), positive.
     """
-    scale = weight.detach().abs().reshape(len(weight), -1).amax(1) / WEIGHT_HIGHEST
+    scale = weight.detach().abs().reshape(len(weight), -1).amax(1) / highest
     return torch.where(scale > torch.finfo(scale.dtype).tiny, scale, torch.ones_like(scale))
 
 
-def asymmetric_grid(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+def asymmetric_grid(low: Tensor, high: Tensor, highest: int = ACTIVATION_HIGHEST) -> tuple[Tensor, Tensor]:
     """Scale and zero point of the unsigned grid over [low, high], widened to hold zero.
 
     Args:
         low: (), the smallest value.
         high: (), the largest value.
+        highest: the largest integer.
 
     Returns:
-        scale (), positive, and zero point (), a whole number in [0, 255], both float32.
+        scale (), positive, and zero point (), a whole number in [0, highest], both float32.
     """
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-    width = (high - low) / (ACTIVATION_HIGHEST - ACTIVATION_LOWEST)
+    width = (high - low) / (highest - ACTIVATION_LOWEST)
     scale = torch.where(width > torch.finfo(torch.float32).tiny, width, torch.ones_like(width))
-    zero_point = (-low / scale).round().clamp(ACTIVATION_LOWEST, ACTIVATION_HIGHEST)
+    zero_point = (-low / scale).round().clamp(ACTIVATION_LOWEST, highest)
     return scale, zero_point
 
 
@@ -76,10 +89,10 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, lowest: in
     return found
 
 
-def fake_quantize_weight(weight: Tensor) -> Tensor:
-    """A weight (out, ...) on the symmetric grids of its own output channels."""
-    scale = per_channel(symmetric_scale(weight), weight.ndim)
-    return fake_quantize(weight, scale, 0, WEIGHT_LOWEST, WEIGHT_HIGHEST)
+def fake_quantize_weight(weight: Tensor, scale: Tensor | None = None, highest: int = WEIGHT_HIGHEST) -> Tensor:
+    """A weight (out, ...) on the symmetric grids of its output channels, with steps (out,) or those of its ranges."""
+    steps = per_channel(symmetric_scale(weight, highest) if scale is None else scale, weight.ndim)
+    return fake_quantize(weight, steps, 0, -highest, highest)
 
 
 class _FakeQuantize(torch.autograd.Function):

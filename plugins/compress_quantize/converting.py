@@ -25,8 +25,10 @@ from compress_quantize.layers import (
     Training,
     make_trainable,
 )
+from compress_quantize.learned_step import new_quantizer
 from compress_quantize.observers import ActivationQuantizer
 from compress_quantize.tracing import Untraceable, trace
+from compress_quantize.widths import Grids, Numbers
 
 SUFFIX = "_quantizer"
 """What the quantizer behind a node is called, after the node's name."""
@@ -43,7 +45,10 @@ class Report:
 
 
 def make_quantizable(
-    model: nn.Module, forward: Callable[[], Any], skipped: set[str], percentile: float = 100.0
+    model: nn.Module,
+    forward: Callable[[], Any],
+    skipped: set[str],
+    numbers: Numbers = Numbers(),  # noqa: B008 - frozen
 ) -> Report:
     """Put training layers and quantizers into a network, in place.
 
@@ -51,7 +56,7 @@ def make_quantizable(
         model: the network.
         forward: runs it on an example.
         skipped: paths of modules that stay as they are.
-        percentile: share of a batch's values that the range of an edge holds at either end, in per cent.
+        numbers: what its weights and activations become.
 
     Raises:
         ModelError: a container needs more than its forward.
@@ -68,18 +73,22 @@ def make_quantizable(
     traced, untraced = _traced(model, calls, inputs, skipped) if layers else ({}, {})
     report.untraced = {path: why for path, why in untraced.items() if any(_inside(layer, path) for layer in layers)}
     edges = find_edges(model, traced, layers, calls, ranks)
+    grids = Grids(numbers, [path for path in calls if path in layers], edges)
     for path, nodes in edges.quantizers.items():
         become_graph(container := model.get_submodule(path), with_quantizers(traced[path], nodes, SUFFIX))
         for node in nodes:
-            container.register_module(node + SUFFIX, ActivationQuantizer(percentile).train(container.training))
+            quantizer = new_quantizer(grids.of_edge(path, node), learned=numbers.learned)
+            container.register_module(node + SUFFIX, quantizer.train(container.training))
     _check_same(before, forward, model, edges)
     for path in layers:
-        source = edges.sources.get(path)
+        source = grids.source_of(path)
         make_trainable(
             model.get_submodule(path),
             source=None if source is None else _join(source[0], source[1] + SUFFIX),
             norm=edges.norms.get(path),
-            percentile=percentile,
+            observing=grids.of_input(path),
+            grid=grids.of_weight(path),
+            learned=numbers.learned,
         )
     leave_fused_paths(model, layers)
     return report
@@ -230,4 +239,4 @@ def calibrate(model: nn.Module, forwards: Iterable[Callable[[], Any]]) -> None:
         for forward in forwards:
             forward()
     for quantizer in found.values():
-        quantizer.calibrating = False
+        quantizer.settle()

@@ -1,8 +1,9 @@
-"""Layers with 8-bit weights: those that train, and those that are kept.
+"""Layers with weights of integers: those that train, and those that are kept.
 
 The training layers are torch's own with a fake-quantized weight, so everything that knows `nn.Conv2d` and
 `nn.Linear` knows them, and their parameters stay the same objects. The kept layers hold the integers
-themselves: `weight` int8 with a scale per output channel, `bias` int32 on the grid of the products.
+themselves: `weight` int8, or packed bytes (out, ...) for 4 bits and fewer, with a scale per output channel, `bias`
+int32 on the grid of the products.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ from compress_quantize.affine import (
     fake_quantize_weight,
     per_channel,
     quantize,
-    symmetric_scale,
 )
 from compress_quantize.folding import Integers, Normalization, fold, with_integer_bias
+from compress_quantize.learned_step import LearnedStep, fake_quantize_learned, initial_weight_step, new_quantizer
 from compress_quantize.observers import ActivationQuantizer, Quantizer
+from compress_quantize.observing import Observing
+from compress_quantize.packing import LARGEST, pack, packed_columns, unpack
+from compress_quantize.weight_grids import WeightGrid
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Linear
 
@@ -39,6 +43,33 @@ class Training(nn.Module):
     """Path of the BatchNorm that will be folded into it."""
     first_shape: torch.Size
     """The shape of the weight before any channel was pruned."""
+    grid: WeightGrid
+    """The integers of its weight, and how their steps are chosen."""
+    fixed_scale: Tensor | None
+    """The steps (out,) of its weight if something has chosen them for good; else they follow the weight."""
+    learned: LearnedStep | None
+    """The steps of its weight, if training learns them."""
+
+    def weight_scale(self) -> Tensor:
+        """The steps (out,) of its weight as it is now."""
+        weight = self.get_parameter("weight")
+        if self.fixed_scale is not None:
+            return self.fixed_scale
+        return self.grid.scale(weight) if self.learned is None else self.learned.step().detach().expand(len(weight))
+
+    def rounded_weight(self) -> Tensor:
+        """Its weight on its grid, with the gradient of LSQ if its steps are learned, else straight through."""
+        weight = self.get_parameter("weight")
+        if self.learned is not None and self.fixed_scale is None:
+            return fake_quantize_learned(weight, self.learned, self.grid)
+        return fake_quantize_weight(weight, self.weight_scale(), self.grid.highest)
+
+    def narrow_out(self, kept: Tensor) -> None:
+        """Keep the steps of these output channels only; pruning calls it."""
+        if self.fixed_scale is not None:
+            self.fixed_scale = self.fixed_scale[kept]
+        if self.learned is not None:
+            self.learned.narrow(kept)
 
 
 class TrainingLinear(Training, nn.Linear):
@@ -46,7 +77,7 @@ class TrainingLinear(Training, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return F.linear(_quantized_input(self, input), fake_quantize_weight(self.weight), self.bias)
+        return F.linear(_quantized_input(self, input), self.rounded_weight(), self.bias)
 
 
 class TrainingConv1d(Training, nn.Conv1d):
@@ -54,7 +85,7 @@ class TrainingConv1d(Training, nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, in, L) -> (N, out, L')."""
-        found: Tensor = self._conv_forward(_quantized_input(self, input), fake_quantize_weight(self.weight), self.bias)
+        found: Tensor = self._conv_forward(_quantized_input(self, input), self.rounded_weight(), self.bias)
         return found
 
 
@@ -63,7 +94,7 @@ class TrainingConv2d(Training, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, in, H, W) -> (N, out, H', W')."""
-        found: Tensor = self._conv_forward(_quantized_input(self, input), fake_quantize_weight(self.weight), self.bias)
+        found: Tensor = self._conv_forward(_quantized_input(self, input), self.rounded_weight(), self.bias)
         return found
 
 
@@ -81,20 +112,33 @@ def _quantized_input(layer: nn.Module, x: Tensor) -> Tensor:
     return found
 
 
-def make_trainable(layer: nn.Module, *, source: str | None, norm: str | None, percentile: float = 100.0) -> None:
+def make_trainable(
+    layer: nn.Module,
+    *,
+    source: str | None,
+    norm: str | None,
+    observing: Observing = Observing(),  # noqa: B008 - frozen
+    grid: WeightGrid = WeightGrid(),  # noqa: B008 - frozen
+    learned: bool = False,
+) -> None:
     """Turn a layer of torch into its training layer, in place: parameters, marks and hooks stay.
 
     Args:
         layer: of a type in `TRAINING`.
         source: path of the quantizer on the edge to its input; None gives the layer a quantizer of its own.
         norm: path of the BatchNorm that will be folded into it.
-        percentile: of the layer's own quantizer.
+        observing: how the layer's own quantizer finds its range.
+        grid: the integers of its weight, and how their steps are chosen.
+        learned: whether training learns the steps of its weight, and of what it reads.
     """
     layer.__class__ = TRAINING[type(layer)]
     assert isinstance(layer, Training)
     layer.source, layer.norm, layer.first_shape = source, norm, layer.get_parameter("weight").shape
-    own = ActivationQuantizer(percentile).train(layer.training) if source is None else None
+    layer.grid, layer.fixed_scale = grid, None
+    own = new_quantizer(observing, learned=learned).train(layer.training) if source is None else None
     layer.register_module("input_quantizer", own)
+    steps = LearnedStep(initial_weight_step(layer.get_parameter("weight"), grid)) if learned else None
+    layer.register_module("learned", steps)
 
 
 class _Kept(nn.Module):
@@ -106,9 +150,19 @@ class _Kept(nn.Module):
     scale: Tensor
     bias_scale: Tensor
 
-    def _hold(self, shape: tuple[int, ...], bias: bool) -> None:
+    bits: int
+    """The width of the weight's integers."""
+    shape: tuple[int, ...]
+    """The shape of the weight; packed, its rows lie in bytes."""
+
+    def _hold(self, shape: tuple[int, ...], bias: bool, bits: int) -> None:
         outputs = shape[0]
-        self.weight = nn.Parameter(torch.zeros(shape, dtype=torch.int8), requires_grad=False)
+        self.bits, self.shape = bits, shape
+        columns = packed_columns(torch.Size(shape[1:]).numel(), bits)
+        held = (
+            torch.zeros(outputs, columns, dtype=torch.uint8) if self._packed else torch.zeros(shape, dtype=torch.int8)
+        )
+        self.weight = nn.Parameter(held, requires_grad=False)
         self.register_buffer("scale", torch.ones(outputs))
         if bias:
             self.bias = nn.Parameter(torch.zeros(outputs, dtype=torch.int32), requires_grad=False)
@@ -117,6 +171,21 @@ class _Kept(nn.Module):
             self.register_parameter("bias", None)
         self.register_module("input_quantizer", None)
 
+    @property
+    def _packed(self) -> bool:
+        return self.bits <= LARGEST
+
+    def integers(self) -> Tensor:
+        """The integers of the weight (out, ...), int8."""
+        if not self._packed:
+            return self.weight
+        return unpack(self.weight, self.bits, torch.Size(self.shape[1:]).numel()).reshape(self.shape)
+
+    @torch.no_grad()
+    def hold_integers(self, integers: Tensor) -> None:
+        """Take other integers (out, ...) for the weight, of any type."""
+        self.weight.copy_(pack(integers.flatten(1), self.bits) if self._packed else integers)
+
     def real_weight(self) -> Tensor:
         """The weight (out, ...) as real numbers.
 
@@ -124,7 +193,7 @@ class _Kept(nn.Module):
         computes linear layers in float.
         """
         zero_point = torch.zeros(len(self.scale), dtype=torch.int8, device=self.scale.device)
-        return _dequantize(self.weight, self.scale, zero_point, WEIGHT_LOWEST, WEIGHT_HIGHEST)
+        return _dequantize(self.integers(), self.scale, zero_point, WEIGHT_LOWEST, WEIGHT_HIGHEST)
 
     def real_bias(self) -> Tensor | None:
         """The bias (out,) as real numbers."""
@@ -132,7 +201,8 @@ class _Kept(nn.Module):
 
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {**{name: getattr(self, name) for name in self.GEOMETRY}, "bias": self.bias is not None}
+        found = {**{name: getattr(self, name) for name in self.GEOMETRY}, "bias": self.bias is not None}
+        return found if self.bits == 8 else found | {"bits": self.bits}
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
@@ -147,14 +217,14 @@ def _dequantize(integers: Tensor, scale: Tensor, zero_point: Tensor | None, lowe
 
 
 class QuantizedLinear(_Kept):
-    """A linear layer that holds 8-bit integers."""
+    """A linear layer that holds integers."""
 
     GEOMETRY = ("in_features", "out_features")
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, bits: int = 8) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self._hold((out_features, in_features), bias)
+        self._hold((out_features, in_features), bias, bits)
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
@@ -177,16 +247,17 @@ class _QuantizedConv(_Kept):
         dilation: tuple[int, ...],
         groups: int = 1,
         bias: bool = True,
+        bits: int = 8,
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
         self.dilation, self.groups = dilation, groups
-        self._hold((out_channels, in_channels // groups, *kernel_size), bias)
+        self._hold((out_channels, in_channels // groups, *kernel_size), bias, bits)
 
 
 class QuantizedConv1d(_QuantizedConv):
-    """A convolution over one axis that holds 8-bit integers."""
+    """A convolution over one axis that holds integers."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, in, L) -> (N, out, L')."""
@@ -195,7 +266,7 @@ class QuantizedConv1d(_QuantizedConv):
 
 
 class QuantizedConv2d(_QuantizedConv):
-    """A convolution over two axes that holds 8-bit integers."""
+    """A convolution over two axes that holds integers."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, in, H, W) -> (N, out, H', W')."""
@@ -218,7 +289,7 @@ def freeze(layer: Training, input_scale: Tensor, norm: Normalization | None) -> 
     assert isinstance(layer, Layer)
     found, bias_scale = integers_of(layer, input_scale, norm)
     kept = _empty(layer, bias=found.bias is not None)
-    kept.weight.copy_(found.weight)
+    kept.hold_integers(found.weight)
     kept.scale.copy_(found.scale)
     if found.bias is not None:
         kept.bias.copy_(found.bias)
@@ -228,16 +299,18 @@ def freeze(layer: Training, input_scale: Tensor, norm: Normalization | None) -> 
 
 def integers_of(layer: Layer, input_scale: Tensor, norm: Normalization | None) -> tuple[Integers, Tensor]:
     """A layer's integers and the scale of its bias (out,), on the processor, as `input_scale` and `norm` are."""
-    weight = layer.weight.detach().cpu()
-    scale = symmetric_scale(weight)
-    integers = quantize(weight, per_channel(scale, weight.ndim), 0, WEIGHT_LOWEST, WEIGHT_HIGHEST)
+    assert isinstance(layer, Training)
+    weight, scale = layer.weight.detach().cpu(), layer.weight_scale().cpu()
+    integers = quantize(weight, per_channel(scale, weight.ndim), 0, -layer.grid.highest, layer.grid.highest)
     found = Integers(integers, scale, None if layer.bias is None else layer.bias.detach().cpu())
     return with_integer_bias(found if norm is None else fold(found, norm), input_scale)
 
 
 def _empty(layer: Layer, *, bias: bool) -> _Kept:
+    assert isinstance(layer, Training)
+    bits = layer.grid.bits
     if isinstance(layer, nn.Linear):
-        return QuantizedLinear(layer.in_features, layer.out_features, bias)
+        return QuantizedLinear(layer.in_features, layer.out_features, bias, bits)
     kind = QuantizedConv1d if isinstance(layer, nn.Conv1d) else QuantizedConv2d
     return kind(
         layer.in_channels,
@@ -248,13 +321,14 @@ def _empty(layer: Layer, *, bias: bool) -> _Kept:
         dilation=layer.dilation,
         groups=layer.groups,
         bias=bias,
+        bits=bits,
     )
 
 
 @torch.no_grad()
 def reopen(kept: _Kept) -> Layer:
     """The ordinary layer of a kept one: the real numbers that the integers stand for, ready to train."""
-    arguments = kept.arguments()
+    arguments = {name: value for name, value in kept.arguments().items() if name != "bits"}
     kinds = {QuantizedLinear: nn.Linear, QuantizedConv1d: nn.Conv1d, QuantizedConv2d: nn.Conv2d}
     layer: Layer = nn.utils.skip_init(  # type: ignore[no-untyped-call]
         kinds[type(kept)], **arguments, device=kept.weight.device
@@ -268,4 +342,5 @@ def reopen(kept: _Kept) -> Layer:
 def quantizer_of(observer: ActivationQuantizer) -> Quantizer:
     """The quantizer that an observer becomes."""
     scale, zero_point = observer.grid()
-    return Quantizer(float(scale), int(zero_point)).train(observer.training)
+    bits = observer.observing.levels.bit_length()
+    return Quantizer(float(scale), int(zero_point), bits).train(observer.training)

@@ -182,7 +182,9 @@ def test_a_percentile_holds_while_training_too():
     wide, narrow = (
         [module.scale for module in small.modules() if isinstance(module, Quantizer)]
         for small in (
-            apply_techniques(trained("mlp"), [Quantize(percentile=share), Epochs(epochs=1)], make_run())
+            apply_techniques(
+                trained("mlp"), [Quantize(observer="percentile", percentile=share), Epochs(epochs=1)], make_run()
+            )
             for share in (100.0, 90.0)
         )
     )

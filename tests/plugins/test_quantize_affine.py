@@ -16,7 +16,8 @@ from compress_quantize.affine import (
 from compress_quantize.finishing import _normalization
 from compress_quantize.folding import Integers, Normalization, fold, with_integer_bias
 from compress_quantize.layers import QuantizedConv2d, TrainingConv2d, freeze, integers_of, make_trainable, reopen
-from compress_quantize.observers import ActivationQuantizer, Quantizer, value_range
+from compress_quantize.observers import ActivationQuantizer, Quantizer
+from compress_quantize.observing import value_range
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
