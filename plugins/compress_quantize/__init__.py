@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from compress_core import hookimpl
 from compress_core.parts import Change, Technique, TrainingPlan, TrainingTechnique
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
     from compress_core.run import Run
     from compress_quantize.converting import Report
+    from compress_quantize.widths import Numbers
 
 
+LEAST_BITS, MOST_BITS = 2, 8
 OUTLIERS = 99.99
 """The percentile of the observer of that name, unless one is given."""
 
@@ -38,8 +40,19 @@ class Quantize(TrainingTechnique):
     name = "quantize"
     example: ClassVar[Mapping[str, Any]] = {"bits": 8}
 
-    bits: Literal[8] = 8
-    """Width of the integers. Only 8, which every runtime has kernels for."""
+    bits: int = 8
+    """Width of the weights' integers, from 2 to 8. Those of 4 bits and fewer are stored two or four to a byte; every
+    runtime computes with 8."""
+    activation_bits: int = 8
+    """Width of what layers read, from 2 to 8. What sums of residual branches read and write keeps 8."""
+    outer_bits: int = 8
+    """Width of the first and the last layer's weights, and of what these two read, from 2 to 8."""
+    learned: bool = False
+    """Whether training learns the steps between the levels of every grid with the weights (LSQ); else they follow the
+    ranges of weights and activations."""
+    freeze_norms: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the training after which BatchNorms compute with their running statistics, which then stay; never
+    unless given."""
     observer: Literal["minmax", "moving-average", "percentile", "mse", "entropy"] = "minmax"
     """How the range of an edge is found: the smallest and largest value, a moving average of the batches', the
     batches' percentiles, the least squared error, or the least Kullback-Leibler divergence (as TensorRT does). A
@@ -58,11 +71,27 @@ class Quantize(TrainingTechnique):
     skip: tuple[str, ...] = ()
     """Paths of modules that stay real, with all they hold; `*` stands for anything, as in `encoder.*`."""
 
+    @field_validator("bits", "activation_bits", "outer_bits")
+    @classmethod
+    def _some_runtime_has_them(cls, bits: int) -> int:
+        if not LEAST_BITS <= bits <= MOST_BITS:
+            raise ValueError(
+                f"no runtime computes with integers of {bits} bits: weights and activations have "
+                f"{LEAST_BITS} to {MOST_BITS}, of which onnxruntime and OpenVINO have kernels for 8 and the others are "
+                "computed as 8; for 1 bit there is `codes`, and half-precision floats need no quantization"
+            )
+        return bits
+
     @model_validator(mode="after")
     def _percentile_has_its_observer(self) -> Quantize:
         if self.percentile is not None and self.observer != "percentile":
             raise ValueError(f"`percentile` belongs to `observer: percentile`, not to `observer: {self.observer}`")
         return self
+
+    @property
+    def needs_epochs(self) -> bool:  # type: ignore[override]
+        """Whether only a training does what these parameters ask for."""
+        return self.learned or self.freeze_norms is not None
 
     @property
     def changes(self) -> frozenset[Change]:
@@ -80,26 +109,54 @@ class Quantize(TrainingTechnique):
             ModelError: a pattern in `skip` matches no module, or a container needs more than its forward.
         """
         from compress_quantize.converting import make_quantizable
-        from compress_quantize.observing import Observing
-        from compress_quantize.weight_grids import WeightGrid
 
         arguments, keywords = run.example
         forward = partial(model.to(run.device), *arguments, **keywords)
         skipped = set(matching(model, self.skip))
-        grid = WeightGrid(per_tensor=self.granularity == "tensor", least_error=self.weight_range == "mse")
-        observing = Observing(self.observer, self.percentile or OUTLIERS)
-        report = make_quantizable(model, forward, skipped, observing, grid)
+        report = make_quantizable(model, forward, skipped, self._numbers())
         for line in _explained(report):
             run.say(f"quantize: {line}")
         return model
 
-    def after_step(self, model: nn.Module, state: nn.Module | None, progress: float, run: Run) -> None:
-        """Start to round activations when the delay is over."""
-        from compress_quantize.converting import quantizers
+    def _numbers(self) -> Numbers:
+        from compress_quantize.observing import Observing
+        from compress_quantize.weight_grids import WeightGrid
+        from compress_quantize.widths import Numbers, Widths
 
+        return Numbers(
+            Observing(self.observer, self.percentile or OUTLIERS),
+            WeightGrid(per_tensor=self.granularity == "tensor", least_error=self.weight_range == "mse"),
+            Widths(self.bits, self.activation_bits, self.outer_bits),
+            self.learned,
+        )
+
+    def begin(self, model: nn.Module, run: Run) -> nn.Module | None:
+        """Return what holds on to frozen BatchNorms."""
+        from compress_quantize.freezing import Frozen
+
+        return Frozen()
+
+    def after_step(self, model: nn.Module, state: nn.Module | None, progress: float, run: Run) -> None:
+        """Start to round activations when the delay is over, and freeze BatchNorms when it is time."""
+        from compress_quantize.converting import quantizers
+        from compress_quantize.freezing import Frozen
+        from compress_quantize.learned_step import LearnedStep
+
+        for module in model.modules():
+            if isinstance(module, LearnedStep):
+                module.stay_positive()
         if progress >= self.delay:
             for quantizer in quantizers(model).values():
-                quantizer.active = True
+                quantizer.activate()
+        if self.freeze_norms is not None and progress >= self.freeze_norms and isinstance(state, Frozen):
+            state.freeze(model)
+
+    def abandon(self, model: nn.Module, state: nn.Module | None, run: Run) -> None:
+        """Let BatchNorms go again."""
+        from compress_quantize.freezing import Frozen
+
+        if isinstance(state, Frozen):
+            state.release()
 
     def finish(self, model: nn.Module, state: nn.Module | None, run: Run) -> nn.Module:
         """Calibrate unless the training has, fold BatchNorm and hold the integers.
@@ -110,6 +167,7 @@ class Quantize(TrainingTechnique):
         from compress_quantize.converting import calibrate, is_stale, quantizers
         from compress_quantize.finishing import hold_integers
 
+        self.abandon(model, state, run)
         edges = len(quantizers(model))
         if not edges:
             run.say("quantize: the network has no layer that can be quantized: nothing changed")

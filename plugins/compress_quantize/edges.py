@@ -65,6 +65,8 @@ class Edges:
     """For the path of a layer, the container and the node whose quantizer its input comes from."""
     norms: dict[str, str] = field(default_factory=dict)
     """For the path of a layer, the path of the BatchNorm behind it."""
+    sums: set[tuple[str, str]] = field(default_factory=set)
+    """The containers and nodes that a sum reads or writes."""
 
 
 def find_edges(
@@ -231,6 +233,7 @@ def _decide(walk: _Walk, ranks: Mapping[str, int]) -> Edges:
     shared: set[Value] = set()
     for joint in _integer_joints(walk.values, set(edges.norms.values()), once):
         shared.update((*map(_origin, joint.sources), _end_of(joint)))
+    edges.sums = {(value.container, value.node) for value in shared}
     for layer, end in ends.items():
         if not _leaves(end) and not isinstance(walk.modules[layer.module], nn.Linear):
             wanted[end] = None
