@@ -3,8 +3,8 @@
     minmax          the smallest and the largest value
     moving-average  of the batches' smallest and largest values, a new batch counting for 0.05
     percentile      the mean of the batches' percentiles, p from below and p from above
-    mse             argmin over (low, high) of  n_in s^2 / 12 + sum over values outside of (x - bound)^2,
-                    s = (high - low) / levels: the error of rounding inside and of cutting off outside
+    mse             argmin over (low, high) of  sum over values inside of (x - s round(x / s))^2 + sum over values
+                    outside of (x - bound)^2, s = (high - low) / levels, with values spread evenly over their bin
     entropy         the threshold T on |x| whose distribution, cut off at T and rounded to the levels, has the
                     smallest Kullback-Leibler divergence from what was seen (range [-T, T], within what was seen)
 
@@ -156,10 +156,19 @@ def expected_error(histogram: Histogram, lows: Tensor, highs: Tensor, levels: in
     """The expected sum of squared errors (n,) with each of the ranges (n,), (n,) and so many steps."""
     assert histogram.counts is not None
     centers, counts = histogram.centers(), histogram.counts
-    low, high = lows.double()[:, None], highs.double()[:, None]
+    edges = (torch.arange(len(counts) + 1, device=counts.device) + histogram.first) * histogram.width
+    step = ((highs - lows).double() / levels).clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+    zero_point = (-lows[:, None] / step).round()
+    low, high = -zero_point * step, (levels - zero_point) * step
+    rounding = _rounding_integral(edges / step).diff(dim=1) * (step / histogram.width) * step.square()
     beyond = (low - centers).clamp(min=0) + (centers - high).clamp(min=0)
-    inside = (counts * (beyond == 0)).sum(1)
-    return inside * ((highs - lows).double() / levels) ** 2 / 12 + (counts * beyond.square()).sum(1)
+    return (counts * torch.where(beyond > 0, beyond.square(), rounding)).sum(1)
+
+
+def _rounding_integral(x: Tensor) -> Tensor:
+    """The integral of (t - round(t))^2 from 0 to x."""
+    whole = x.round()
+    return whole / 12 + (x - whole) ** 3 / 3
 
 
 def least_divergence_range(histogram: Histogram, levels: int) -> tuple[Tensor, Tensor]:
