@@ -90,8 +90,14 @@ def make_quantizable(
             grid=grids.of_weight(path),
             learned=numbers.learned,
         )
+        _note_neighbours(model.get_submodule(path), edges, path)
     leave_fused_paths(model, layers)
     return report
+
+
+def _note_neighbours(layer: nn.Module, edges: Edges, path: str) -> None:
+    assert isinstance(layer, Training)
+    layer.rectified, layer.reader = path in edges.rectified, edges.readers.get(path)
 
 
 def _join(path: str, name: str) -> str:

@@ -33,6 +33,12 @@ _SAME_GRID_TYPES = (nn.MaxPool1d, nn.MaxPool2d, nn.Flatten, nn.Unflatten, nn.Dro
 _POOLS = {"avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "pad", "getitem"}
 _POOL_TYPES = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 _SUMS = {"add", "iadd", "add_", "torch.add"}
+_LINEAR_TYPES = (nn.ReLU, nn.MaxPool1d, nn.MaxPool2d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, *_POOL_TYPES)
+_LINEAR = {
+    *("relu", "relu_", "torch.relu", "dropout", "max_pool1d", "max_pool2d"),
+    *("avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"),
+}
+_FLATTEN = {"flatten", "torch.flatten"}
 _JOINTS = {"torch.cat", "torch.concat"}
 _FOLDABLE = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4}
 """The rank of a layer's output (N, out, ...), whose axis 1, over which a BatchNorm works, is the layer's outputs."""
@@ -49,6 +55,8 @@ class Value:
     node: str
     module: str = ""
     """Path of the module that made it, if one did."""
+    function: str = ""
+    """Name of the function or method that made it, if one did."""
     sources: list[Value] = field(default_factory=list)
     users: list[Value] = field(default_factory=list)
     leaves: bool = False
@@ -65,6 +73,11 @@ class Edges:
     """For the path of a layer, the container and the node whose quantizer its input comes from."""
     norms: dict[str, str] = field(default_factory=dict)
     """For the path of a layer, the path of the BatchNorm behind it."""
+    rectified: set[str] = field(default_factory=set)
+    """Paths of the layers with a ReLU right behind them and their BatchNorm."""
+    readers: dict[str, str] = field(default_factory=dict)
+    """For the path of a layer, that of the only layer that reads it, channel by channel, with nothing between them
+    but what takes a multiple of its input to the same multiple: ReLU, pools, flatten, dropout."""
     sums: set[tuple[str, str]] = field(default_factory=set)
     """The containers and nodes that a sum reads or writes."""
 
@@ -133,7 +146,8 @@ class _Walk:
                 results[name] = sources[0]
             else:
                 kind = self._kind(op, target, path, sources)
-                results[name] = self._new(kind, container, name, path, sources)
+                value = results[name] = self._new(kind, container, name, path, sources)
+                value.function = "" if path else target
         return None
 
     def _call(self, path: str, node: Node, results: Mapping[str, Any], container: str, sources: list[Value]) -> Any:
@@ -229,6 +243,10 @@ def _decide(walk: _Walk, ranks: Mapping[str, int]) -> Edges:
         if norm is not None:
             edges.norms[layer.module] = norm.module
         ends[layer] = _end_of(norm or layer)
+        if ends[layer] is not (norm or layer) and _is_relu(ends[layer], walk.modules):
+            edges.rectified.add(layer.module)
+        if reader := _reader_by_channel(norm or layer, once, walk.modules):
+            edges.readers[layer.module] = reader
     wanted = dict.fromkeys(_origin(layer.sources[0]) for layer in layers)
     shared: set[Value] = set()
     for joint in _integer_joints(walk.values, set(edges.norms.values()), once):
@@ -245,6 +263,23 @@ def _decide(walk: _Walk, ranks: Mapping[str, int]) -> Edges:
             edges.quantizers.setdefault(value.container, []).append(value.node)
             edges.sources |= {reader: (value.container, value.node) for reader in readers}
     return edges
+
+
+def _is_relu(value: Value, modules: Mapping[str, nn.Module]) -> bool:
+    return value.function in {"relu", "relu_", "torch.relu"} or isinstance(modules.get(value.module), nn.ReLU)
+
+
+def _reader_by_channel(value: Value, once: set[str], modules: Mapping[str, nn.Module]) -> str | None:
+    """The layer of which `Edges.readers` speaks, if there is one."""
+    while len(value.users) == 1 and not value.leaves:
+        (value,) = value.users
+        if value.module in once:
+            return value.module
+        module = modules.get(value.module) if value.module else None
+        linear = isinstance(module, _LINEAR_TYPES) or (isinstance(module, nn.Flatten) and module.start_dim == 1)
+        if not (linear or value.function in _LINEAR | _FLATTEN):
+            return None
+    return None
 
 
 def _integer_joints(values: list[Value], folded: set[str], once: set[str]) -> list[Value]:

@@ -41,6 +41,10 @@ class Training(nn.Module):
     """Path of the quantizer on the edge to the input; None if the layer has one of its own."""
     norm: str | None
     """Path of the BatchNorm that will be folded into it."""
+    rectified: bool
+    """Whether a ReLU is right behind it and its BatchNorm."""
+    reader: str | None
+    """Path of the only layer that reads it, if a multiple of each channel reaches it as that multiple."""
     first_shape: torch.Size
     """The shape of the weight before any channel was pruned."""
     grid: WeightGrid
@@ -135,6 +139,7 @@ def make_trainable(
     assert isinstance(layer, Training)
     layer.source, layer.norm, layer.first_shape = source, norm, layer.get_parameter("weight").shape
     layer.grid, layer.fixed_scale = grid, None
+    layer.rectified, layer.reader = False, None
     own = new_quantizer(observing, learned=learned).train(layer.training) if source is None else None
     layer.register_module("input_quantizer", own)
     steps = LearnedStep(initial_weight_step(layer.get_parameter("weight"), grid)) if learned else None
