@@ -168,7 +168,7 @@ class _Walk:
         _mark_leaving([results[ref] for ref in references(arguments)])
 
     def _new(self, kind: str, container: str, node: str, module: str = "", sources: list[Value] | None = None) -> Value:
-        value = Value(kind, container, node, module, sources or [])
+        value = Value(kind, container, node, module, sources=sources or [])
         for source in value.sources:
             source.users.append(value)
         self.values.append(value)
