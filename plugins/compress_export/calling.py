@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -34,6 +34,8 @@ def caller(signature: Signature, compute: Compute, runtime: str, where: str) -> 
                 where=where,
                 mend="export it with an example of such arguments",
             )
+        for entry, tensor in zip(signature.takes, tensors, strict=False):
+            _check_limits(entry, tensor, signature.limits, where)
         try:
             found = compute([tensor.detach().cpu() for tensor in tensors])
         except Exception as error:
@@ -43,6 +45,17 @@ def caller(signature: Signature, compute: Compute, runtime: str, where: str) -> 
         return rebuild(signature.output, found)
 
     return call
+
+
+def _check_limits(entry: Mapping[str, Any], tensor: Tensor, limits: Mapping[str, int], where: str) -> None:
+    """Refuse more than the network takes: some runtimes compute something else then."""
+    for axis, size in zip(entry["shape"], tensor.shape, strict=False):
+        if size > limits.get(str(axis), size):
+            raise ModelError(
+                f"{entry['name']} has {size} along {axis}, and the network takes at most {limits[axis]}",
+                where=where,
+                mend="cut the input",
+            )
 
 
 def damaged(path: str, error: Exception, *, missing: bool) -> ArtifactError:

@@ -13,7 +13,8 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,14 +55,14 @@ def fastest(model: nn.Module, exporters: Mapping[str, Exporter], wishes: Fastest
         ModelError: none does.
     """
     model = deepcopy(model).cpu().eval()
-    run_here = _on_cpu(run)
+    run_here = replace(run, device="cpu")
     reference = run_here.evaluate(model)
     found: list[Candidate] = []
     out: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, exporter in exporters.items():
             try:
-                found.append(_candidate(model, name, exporter, Path(folder) / name, reference, run_here))
+                found.append(_candidate(model, exporter, Path(folder) / name, reference, run_here))
             except CompressError as error:
                 out[name] = error.what
         speedups, milliseconds = _measured(model, found, wishes.batch, run_here)
@@ -123,22 +124,14 @@ def format_of(folder: Path) -> str:
     return str(name)
 
 
-def _on_cpu(run: Run) -> Run:
-    from dataclasses import replace
-
-    return replace(run, device="cpu")
-
-
-def _candidate(
-    model: nn.Module, name: str, exporter: Exporter, folder: Path, reference: Quality, run: Run
-) -> Candidate:
+def _candidate(model: nn.Module, exporter: Exporter, folder: Path, reference: Quality, run: Run) -> Candidate:
     if lack := exporter.missing():
         raise ModelError("it is not installed", mend=f"pip install '{lack}'")
     folder.mkdir()
     exporter.export(model, folder, run.example)
     with trusting(origins(model)):
         call = exporter.load(folder, torch.get_num_threads())
-    return Candidate(name, call, _quality(call, run).points_below(reference))
+    return Candidate(exporter.name, call, _quality(call, run).points_below(reference))
 
 
 def _quality(call: Callable[..., Any], run: Run) -> Quality:
@@ -160,7 +153,7 @@ def _measured(
 
     calls: dict[str, Callable[[], Any]] = {EAGER: eager}
     for entry in found:
-        calls[entry.name] = lambda call=entry.call: call(*arguments, **keywords)
+        calls[entry.name] = partial(entry.call, *arguments, **keywords)
     timing = measure(calls, [EAGER], seconds=SECONDS)
     names = [entry.name for entry in found]
     return (

@@ -25,6 +25,7 @@ from compress_export.signature import SIGNATURE
 
 GRAPH, WEIGHTS = "model.xml", "model.bin"
 DEVICE = "CPU"
+_LAYER = re.compile(r'<layer id="(\d+)" name="[^"]*" type="(\w+)"')
 
 
 def write(proto: onnx.ModelProto, folder: Path) -> None:
@@ -50,9 +51,14 @@ def write(proto: onnx.ModelProto, folder: Path) -> None:
 
 
 def without_ornament(graph: str) -> str:
-    """The text of a graph without indents, and without the notes of where it comes from, which hold another copy."""
+    """The text of a graph without indents and notes of where it comes from; layers are named by type and number.
+
+    OpenVINO numbers them over all networks that a process has seen.
+    """
     graph = re.sub(r">\s+<", "><", graph)
-    return re.sub(r"<framework>.*?</framework>", "", graph)
+    graph = re.sub(r"<framework>.*?</framework>", "", graph)
+    graph = re.sub(r'<attribute name="fused_names"[^>]*/>', "", graph)
+    return _LAYER.sub(r'<layer id="\1" name="\2_\1" type="\2"', graph)
 
 
 def open_folder(folder: Path, threads: int) -> Callable[..., Any]:

@@ -57,6 +57,7 @@ def write(traced: Traced, path: Path) -> None:
             for node in module.graph.nodes:
                 node.meta = {key: value for key, value in node.meta.items() if key in KEPT}
     program.example_inputs = None
+    program._guards_code = []  # the sizes that fit are in the signature
     content = io.BytesIO()
     try:
         with quiet():
