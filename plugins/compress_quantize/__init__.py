@@ -28,7 +28,7 @@ OUTLIERS = 99.99
 
 
 class Quantize(TrainingTechnique):
-    """Hold weights as 8-bit integers and compute with 8-bit activations: x' = scale * (q - zero_point).
+    """Hold weights as integers and compute with activations of 8 bits or fewer: x' = scale * (q - zero_point).
 
     Linear layers and convolutions over one or two axes become integers, with one scale per output channel and
     the BatchNorm behind them folded in; every value that one of them reads or writes, sums of residual branches
@@ -65,6 +65,16 @@ class Quantize(TrainingTechnique):
     folded before anything else."""
     weight_range: Literal["max", "mse"] = "max"
     """Whether a weight's scale holds its whole range or makes the least squared error."""
+    equalize: bool = False
+    """Whether channels between two layers get the same range in both before anything is rounded, where the network
+    computes the same then. Without training only, as the next two."""
+    rounding: Literal["nearest", "adaptive"] = "nearest"
+    """Whether each weight becomes the nearest integer or goes up or down so that its layer gives what it gave
+    (AdaRound, layer by layer)."""
+    steps: int = Field(default=1000, ge=1)
+    """Steps of adaptive rounding for each layer."""
+    correct_bias: bool = False
+    """Whether biases take back what rounding has moved in the mean of each output channel, layer by layer."""
     delay: float = Field(default=0.1, ge=0, lt=1)
     """Share of the training after which activations are rounded too; before, only their ranges are followed.
     The best epoch is chosen after it. Weights are rounded from the start."""
@@ -164,7 +174,7 @@ class Quantize(TrainingTechnique):
         Raises:
             ModelError: the values on an edge are not finite.
         """
-        from compress_quantize.converting import calibrate, is_stale, quantizers
+        from compress_quantize.converting import quantizers
         from compress_quantize.finishing import hold_integers
 
         self.abandon(model, state, run)
@@ -172,11 +182,36 @@ class Quantize(TrainingTechnique):
         if not edges:
             run.say("quantize: the network has no layer that can be quantized: nothing changed")
             return model
-        if is_stale(model):
-            calibrate(model, (partial(run.forward, model, batch) for batch in run.calibration()))
+        folded = self._calibrate(model, run)
         model, layers, norms = hold_integers(model)
-        run.say(f"quantize: {layers} layers hold 8-bit integers, {norms} BatchNorms are folded, {edges} edges rounded")
+        run.say(
+            f"quantize: {layers} layers hold {_widths(model)} integers, {norms + folded} BatchNorms are folded, "
+            f"{edges} edges rounded"
+        )
         return model
+
+    def _calibrate(self, model: nn.Module, run: Run) -> int:
+        """Find the ranges that no training has found, and refine; returns how many BatchNorms were folded."""
+        from compress_quantize.after_training import Refinement, quantize_after_training
+        from compress_quantize.converting import is_stale, quantizers
+
+        refinement = Refinement(
+            fold=self.granularity == "tensor",
+            equalize=self.equalize,
+            rounding_steps=self.steps if self.rounding == "adaptive" else 0,
+            correct_bias=self.correct_bias,
+        )
+        if any(quantizer.observed for quantizer in quantizers(model).values()):
+            if refinement.refines:
+                run.say("quantize: the network has trained with rounding: not equalized, rounded or corrected after it")
+            refinement = Refinement()
+        if not is_stale(model):
+            return 0
+        forwards = [partial(run.forward, batch=batch) for batch in run.calibration()]
+        folded, said = quantize_after_training(model, forwards, refinement, run.seed)
+        for line in said:
+            run.say(f"quantize: {line}")
+        return folded
 
 
 class Dequantize(Technique):
@@ -197,6 +232,16 @@ class Dequantize(Technique):
         said = f"{count} layers are real again" if count else "the network has no layer of integers: nothing changed"
         run.say(f"dequantize: {said}")
         return model
+
+
+def _widths(model: nn.Module) -> str:
+    """The widths of the kept layers' integers: `8-bit`, or how many layers have which."""
+    from compress_quantize.layers import KEPT
+
+    found = Counter(module.bits for module in model.modules() if isinstance(module, KEPT))
+    if len(found) == 1:
+        return f"{next(iter(found))}-bit"
+    return " and ".join(f"{bits}-bit ({count})" for bits, count in sorted(found.items()))
 
 
 def _explained(report: Report) -> list[str]:

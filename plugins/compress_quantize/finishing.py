@@ -42,7 +42,7 @@ def hold_integers(model: nn.Module) -> tuple[nn.Module, int, int]:
         norm = None
         if layer.norm is not None:
             folded = model.get_submodule(layer.norm)
-            norm = _normalization(folded)
+            norm = normalization_of(folded)
             new[id(folded)] = nn.Identity().train(folded.training)
             norms.add(layer.norm)
         kept = freeze(layer, torch.tensor(grids[source].scale), norm)
@@ -75,7 +75,7 @@ def _grid(path: str, observer: ActivationQuantizer) -> Quantizer:
     return quantizer_of(observer)
 
 
-def _normalization(norm: nn.Module) -> Normalization:
+def normalization_of(norm: nn.Module) -> Normalization:
     """What a BatchNorm does, on the processor."""
     assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
     assert norm.running_mean is not None

@@ -116,6 +116,15 @@ def _quantized_input(layer: nn.Module, x: Tensor) -> Tensor:
     return found
 
 
+def respond(layer: Training, x: Tensor, weight: Tensor) -> Tensor:
+    """What a layer gives for an input as it is, with this weight (out, ...) in the place of its own."""
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, weight, layer.bias)
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+    found: Tensor = layer._conv_forward(x, weight, layer.bias)
+    return found
+
+
 def make_trainable(
     layer: nn.Module,
     *,

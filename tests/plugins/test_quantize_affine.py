@@ -13,7 +13,7 @@ from compress_quantize.affine import (
     quantize,
     symmetric_scale,
 )
-from compress_quantize.finishing import _normalization
+from compress_quantize.finishing import normalization_of
 from compress_quantize.folding import Integers, Normalization, fold, with_integer_bias
 from compress_quantize.layers import QuantizedConv2d, TrainingConv2d, freeze, integers_of, make_trainable, reopen
 from compress_quantize.observers import ActivationQuantizer, Quantizer
@@ -202,7 +202,7 @@ def test_integers_are_computed_on_the_processor_wherever_the_layer_is():
     layer = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6))
     make_trainable(layer[0], source="elsewhere", norm="1")
     with elsewhere(layer):
-        norm = _normalization(layer[1])
+        norm = normalization_of(layer[1])
         found, bias_scale = integers_of(layer[0], torch.tensor(0.01), norm)
     assert layer[0].weight.device.type == "cuda"
     assert {tensor.device.type for tensor in (found.weight, found.scale, found.bias, bias_scale)} == {"cpu"}
