@@ -34,14 +34,15 @@ def mnist(bench: Bench) -> Splits:
 
 
 def fresh(factory: str, seed: int) -> nn.Module:
-    """A network of compress_zoo with its first weights."""
+    """A network of compress_zoo with its first weights; convolutions lie channel by channel, which trains faster."""
     import compress_zoo
+    import torch
 
     from compress_core.seeding import seeded
 
     with seeded(seed):
         model: nn.Module = getattr(compress_zoo, factory)()
-    return model
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def step(

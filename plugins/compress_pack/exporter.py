@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress_core import hookimpl
 from compress_core.errors import ArtifactError, ModelError
-from compress_core.parts import Exporter
+from compress_core.parts import Exporter, Technique
+from compress_pack.grid import Grid
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,3 +88,9 @@ def _unpacked(file: Path) -> tuple[dict[str, Any], list[Stored]]:
 def register_exporters() -> list[type[Exporter]]:
     """The exporters of this plugin."""
     return [Packed]
+
+
+@hookimpl
+def register_techniques() -> list[type[Technique]]:
+    """The techniques of this plugin."""
+    return [Grid]
