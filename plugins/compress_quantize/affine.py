@@ -26,6 +26,14 @@ ACTIVATION_LOWEST, ACTIVATION_HIGHEST = 0, 255
 BIAS_LOWEST, BIAS_HIGHEST = -(2**31), 2**31 - 1
 
 
+def stretch(bits: int) -> int:
+    """What the integers of so many bits are multiplied by for kernels of 8 bits.
+
+    It changes no weight, since the scale is divided by it; the grid of the products, on which the bias lies, gets finer.
+    """
+    return 2 ** (8 - bits)
+
+
 def highest_activation(bits: int) -> int:
     """The largest integer that an activation of so many bits becomes."""
     return 2**bits - 1

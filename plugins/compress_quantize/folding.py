@@ -55,7 +55,7 @@ def fold(layer: Integers, norm: Normalization) -> Integers:
     )
 
 
-def with_integer_bias(layer: Integers, input_scale: Tensor) -> tuple[Integers, Tensor]:
+def with_integer_bias(layer: Integers, input_scale: Tensor, finer: int = 1) -> tuple[Integers, Tensor]:
     """Put the bias on the grid of the products; the result's bias holds whole numbers.
 
     A channel whose weights are nearly nothing beside its bias gets a coarser scale, so that the bias fits.
@@ -63,15 +63,16 @@ def with_integer_bias(layer: Integers, input_scale: Tensor) -> tuple[Integers, T
     Args:
         layer: with a real bias, or none.
         input_scale: (), the scale of the layer's input.
+        finer: by how many times the weight that kernels read is finer than these integers.
 
     Returns:
         the layer, and the scale of its bias (out,).
     """
     tiny = torch.finfo(torch.float32).tiny
     bias = torch.zeros_like(layer.scale) if layer.bias is None else layer.bias
-    needed = (bias.abs() / (input_scale * LARGEST_BIAS)).clamp(min=tiny / input_scale.clamp(max=1.0))
+    needed = (bias.abs() / (input_scale * LARGEST_BIAS)).clamp(min=tiny / input_scale.clamp(max=1.0)) * finer
     scale = torch.maximum(layer.scale, needed)
     weight = torch.round(layer.weight * per_channel(layer.scale / scale, layer.weight.ndim))
-    bias_scale = input_scale * scale
+    bias_scale = input_scale * (scale / finer)
     whole = torch.round(bias.double() / bias_scale.double()).clamp(BIAS_LOWEST, BIAS_HIGHEST)
     return Integers(weight, scale, None if layer.bias is None else whole), bias_scale

@@ -23,6 +23,7 @@ from compress_quantize.affine import (
     fake_quantize_weight,
     per_channel,
     quantize,
+    stretch,
 )
 from compress_quantize.folding import Integers, Normalization, fold, with_integer_bias
 from compress_quantize.learned_step import LearnedStep, fake_quantize_learned, initial_weight_step, new_quantizer
@@ -31,7 +32,7 @@ from compress_quantize.observing import Observing
 from compress_quantize.packing import LARGEST, pack, packed_columns, unpack
 from compress_quantize.weight_grids import WeightGrid
 
-Layer = nn.Conv1d | nn.Conv2d | nn.Linear
+Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 
 class Training(nn.Module):
@@ -102,10 +103,20 @@ class TrainingConv2d(Training, nn.Conv2d):
         return found
 
 
+class TrainingConv3d(Training, nn.Conv3d):
+    """A convolution with a fake-quantized weight."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, in, D, H, W) -> (N, out, D', H', W')."""
+        found: Tensor = self._conv_forward(_quantized_input(self, input), self.rounded_weight(), self.bias)
+        return found
+
+
 TRAINING: dict[type[nn.Module], type[Training]] = {
     nn.Linear: TrainingLinear,
     nn.Conv1d: TrainingConv1d,
     nn.Conv2d: TrainingConv2d,
+    nn.Conv3d: TrainingConv3d,
 }
 """The training layer of each type that can be quantized; subclasses have a forward of their own and cannot."""
 
@@ -120,7 +131,7 @@ def respond(layer: Training, x: Tensor, weight: Tensor) -> Tensor:
     """What a layer gives for an input as it is, with this weight (out, ...) in the place of its own."""
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight, layer.bias)
-    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     found: Tensor = layer._conv_forward(x, weight, layer.bias)
     return found
 
@@ -161,13 +172,13 @@ class _Kept(nn.Module):
     GEOMETRY: ClassVar[tuple[str, ...]]
     """The names of the constructor's arguments, without `bias`."""
     weight: nn.Parameter
-    scale: Tensor
     bias_scale: Tensor
-
     bits: int
     """The width of the weight's integers."""
     shape: tuple[int, ...]
     """The shape of the weight; packed, its rows lie in bytes."""
+    scale: Tensor
+    """(out,), that of the integers that kernels read."""
 
     def _hold(self, shape: tuple[int, ...], bias: bool, bits: int) -> None:
         outputs = shape[0]
@@ -189,16 +200,23 @@ class _Kept(nn.Module):
     def _packed(self) -> bool:
         return self.bits <= LARGEST
 
-    def integers(self) -> Tensor:
-        """The integers of the weight (out, ...), int8."""
+    def kernel_integers(self) -> Tensor:
+        """The weight (out, ...) as kernels read it, int8: its integers times what 8 bits leave room for."""
         if not self._packed:
             return self.weight
-        return unpack(self.weight, self.bits, torch.Size(self.shape[1:]).numel()).reshape(self.shape)
+        columns = torch.Size(self.shape[1:]).numel()
+        return unpack(self.weight, self.bits, columns, stretch(self.bits)).reshape(self.shape)
+
+    def integers(self) -> Tensor:
+        """The integers of the weight (out, ...), int8."""
+        return self.kernel_integers() // stretch(self.bits)
 
     @torch.no_grad()
-    def hold_integers(self, integers: Tensor) -> None:
-        """Take other integers (out, ...) for the weight, of any type."""
-        self.weight.copy_(pack(integers.flatten(1), self.bits) if self._packed else integers)
+    def hold_integers(self, integers: Tensor, scale: Tensor) -> None:
+        """Take integers (out, ...) of any type, with their scale (out,), for the weight."""
+        finer = stretch(self.bits)
+        self.weight.copy_(pack(integers.flatten(1), self.bits) if self._packed else integers * finer)
+        self.scale.copy_(scale / finer)
 
     def real_weight(self) -> Tensor:
         """The weight (out, ...) as real numbers.
@@ -207,7 +225,7 @@ class _Kept(nn.Module):
         computes linear layers in float.
         """
         zero_point = torch.zeros(len(self.scale), dtype=torch.int8, device=self.scale.device)
-        return _dequantize(self.integers(), self.scale, zero_point, WEIGHT_LOWEST, WEIGHT_HIGHEST)
+        return _dequantize(self.kernel_integers(), self.scale, zero_point, WEIGHT_LOWEST, WEIGHT_HIGHEST)
 
     def real_bias(self) -> Tensor | None:
         """The bias (out,) as real numbers."""
@@ -246,7 +264,7 @@ class QuantizedLinear(_Kept):
 
 
 class _QuantizedConv(_Kept):
-    """A convolution over one or two axes."""
+    """A convolution over one to three axes."""
 
     GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
 
@@ -288,7 +306,22 @@ class QuantizedConv2d(_QuantizedConv):
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
-KEPT: tuple[type[_Kept], ...] = (QuantizedLinear, QuantizedConv1d, QuantizedConv2d)
+class QuantizedConv3d(_QuantizedConv):
+    """A convolution over three axes that holds integers."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, in, D, H, W) -> (N, out, D', H', W')."""
+        x, weight, bias = _quantized_input(self, input), self.real_weight(), self.real_bias()
+        return F.conv3d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+_KINDS: dict[type[nn.Module], type[_Kept]] = {
+    nn.Linear: QuantizedLinear,
+    nn.Conv1d: QuantizedConv1d,
+    nn.Conv2d: QuantizedConv2d,
+    nn.Conv3d: QuantizedConv3d,
+}
+KEPT: tuple[type[_Kept], ...] = tuple(_KINDS.values())
 
 
 @torch.no_grad()
@@ -303,8 +336,7 @@ def freeze(layer: Training, input_scale: Tensor, norm: Normalization | None) -> 
     assert isinstance(layer, Layer)
     found, bias_scale = integers_of(layer, input_scale, norm)
     kept = _empty(layer, bias=found.bias is not None)
-    kept.hold_integers(found.weight)
-    kept.scale.copy_(found.scale)
+    kept.hold_integers(found.weight, found.scale)
     if found.bias is not None:
         kept.bias.copy_(found.bias)
         kept.bias_scale.copy_(bias_scale)
@@ -317,7 +349,7 @@ def integers_of(layer: Layer, input_scale: Tensor, norm: Normalization | None) -
     weight, scale = layer.weight.detach().cpu(), layer.weight_scale().cpu()
     integers = quantize(weight, per_channel(scale, weight.ndim), 0, -layer.grid.highest, layer.grid.highest)
     found = Integers(integers, scale, None if layer.bias is None else layer.bias.detach().cpu())
-    return with_integer_bias(found if norm is None else fold(found, norm), input_scale)
+    return with_integer_bias(found if norm is None else fold(found, norm), input_scale, stretch(layer.grid.bits))
 
 
 def _empty(layer: Layer, *, bias: bool) -> _Kept:
@@ -325,7 +357,8 @@ def _empty(layer: Layer, *, bias: bool) -> _Kept:
     bits = layer.grid.bits
     if isinstance(layer, nn.Linear):
         return QuantizedLinear(layer.in_features, layer.out_features, bias, bits)
-    kind = QuantizedConv1d if isinstance(layer, nn.Conv1d) else QuantizedConv2d
+    kind = next(kept for real, kept in _KINDS.items() if isinstance(layer, real))
+    assert issubclass(kind, _QuantizedConv)
     return kind(
         layer.in_channels,
         layer.out_channels,
@@ -343,7 +376,7 @@ def _empty(layer: Layer, *, bias: bool) -> _Kept:
 def reopen(kept: _Kept) -> Layer:
     """The ordinary layer of a kept one: the real numbers that the integers stand for, ready to train."""
     arguments = {name: value for name, value in kept.arguments().items() if name != "bits"}
-    kinds = {QuantizedLinear: nn.Linear, QuantizedConv1d: nn.Conv1d, QuantizedConv2d: nn.Conv2d}
+    kinds = {held: real for real, held in _KINDS.items()}
     layer: Layer = nn.utils.skip_init(  # type: ignore[no-untyped-call]
         kinds[type(kept)], **arguments, device=kept.weight.device
     )

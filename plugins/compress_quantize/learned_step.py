@@ -7,7 +7,8 @@
 
 The gradient of s is multiplied by 1 / sqrt(N * Qp), where N is how many values the step is for: the weights of its
 channel or tensor, or the activations of one example. s begins at 2 <|x|> / sqrt(Qp) (sec. 2.1), the mean taken over
-what is not zero of a weight, since removed weights say nothing of the others. A grid with the zero point z is the case
+what is not zero of a weight, since removed weights say nothing of the others, and at no more than what holds the
+largest magnitude: at 8 bits the paper's is several times that. A grid with the zero point z is the case
 Qn = z, Qp = highest - z: zero stays exact.
 
 What is trained is the factor f in s = s0 * f, and its gradient is divided by s0. So SGD moves s by just as much as in
@@ -34,9 +35,10 @@ LEAST = 1 / 64
 """The smallest factor."""
 
 
-def initial_step(mean_magnitude: Tensor, highest: Tensor | int) -> Tensor:
-    """2 <|x|> / sqrt(Qp), in the shape of the mean; 1 where all is zero."""
-    step = 2 * mean_magnitude / torch.as_tensor(highest, dtype=torch.float32).clamp(min=1).sqrt()
+def initial_step(mean_magnitude: Tensor, largest: Tensor, highest: Tensor | int) -> Tensor:
+    """2 <|x|> / sqrt(Qp), or what holds the largest magnitude if that is less; 1 where all is zero."""
+    levels = torch.as_tensor(highest, dtype=torch.float32).clamp(min=1)
+    step = torch.minimum(2 * mean_magnitude / levels.sqrt(), largest / levels)
     return torch.where(step > torch.finfo(torch.float32).tiny, step, torch.ones_like(step))
 
 
@@ -44,9 +46,9 @@ def initial_weight_step(weight: Tensor, grid: WeightGrid) -> Tensor:
     """The first step of each output channel of a weight (out, ...), (out,), or of all, ()."""
     magnitude = weight.detach().abs()
     if grid.per_tensor:
-        return initial_step(magnitude.sum() / (magnitude > 0).sum().clamp(min=1), grid.highest)
+        return initial_step(magnitude.sum() / (magnitude > 0).sum().clamp(min=1), magnitude.max(), grid.highest)
     rows = magnitude.reshape(len(weight), -1)
-    return initial_step(rows.sum(1) / (rows > 0).sum(1).clamp(min=1), grid.highest)
+    return initial_step(rows.sum(1) / (rows > 0).sum(1).clamp(min=1), rows.amax(1), grid.highest)
 
 
 def learned_fake_quantize(x: Tensor, step: Tensor, bounds: tuple[float, float], gradient_scale: float) -> Tensor:
@@ -170,7 +172,8 @@ class LearnedQuantizer(ActivationQuantizer):
         highest = self.observing.levels
         _, zero_point = asymmetric_grid(self.low, self.high, highest)
         self.zero_point.copy_(zero_point)
-        self.learned.restart(initial_step(self.magnitude, torch.maximum(zero_point, highest - zero_point)))
+        levels = torch.maximum(zero_point, highest - zero_point)
+        self.learned.restart(initial_step(self.magnitude, torch.maximum(-self.low, self.high), levels))
         self.learning = True
 
     def grid(self) -> tuple[Tensor, Tensor]:

@@ -42,8 +42,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     return (padded.reshape(len(codes), -1, fields) * places).sum(2).to(torch.uint8)
 
 
-def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
-    """The integers (rows, columns) int8 of bytes (rows, `packed_columns`)."""
+def unpack(packed: Tensor, bits: int, columns: int, factor: int = 1) -> Tensor:
+    """The integers (rows, columns) int8 of bytes (rows, `packed_columns`), times a factor."""
     fields = fields_of(bits)
     size = 1 << BYTE // fields
     left = packed.float()
@@ -53,4 +53,4 @@ def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
         code = left - above * size
         found.append(code - (code >= size // 2) * size)
         left = above
-    return torch.stack(found, 2).flatten(1)[:, :columns].to(torch.int8)
+    return (torch.stack(found, 2).flatten(1)[:, :columns] * factor).to(torch.int8)

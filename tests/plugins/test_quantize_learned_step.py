@@ -114,11 +114,19 @@ def test_a_steps_gradient_is_scaled_by_the_size_and_the_levels_and_sgd_moves_it_
 
 @pytest.mark.parametrize("per_tensor", [False, True])
 def test_the_first_step_is_twice_the_mean_of_what_is_there_over_the_root_of_the_levels(per_tensor):
-    weight = torch.tensor([[0.5, -1.0, 0.0, 0.0], [2.0, 0.0, 0.0, 0.0]])
+    weight = torch.tensor([[0.5, -9.0, 0.0, 0.1, 0.0], [8.0, 0.2, 0.2, 0.0, 0.0]])
     first = initial_weight_step(weight, WeightGrid(bits=3, per_tensor=per_tensor))
-    expected = torch.tensor(3.5 / 3) if per_tensor else torch.tensor([0.75, 2.0])
-    assert torch.allclose(first, 2 * expected / 3**0.5)
+    expected = torch.tensor(18.0 / 6) if per_tensor else torch.tensor([3.2, 2.8])
+    assert torch.allclose(
+        first, torch.minimum(2 * expected / 3**0.5, torch.tensor(9.0 if per_tensor else [9.0, 8.0]) / 3)
+    )
     assert torch.equal(initial_weight_step(torch.zeros(2, 3), WeightGrid()), torch.ones(2))
+
+
+def test_the_first_step_holds_the_largest_magnitude_where_the_papers_is_larger():
+    weight = torch.tensor([[0.5, -1.0, 0.25, 0.0]])
+    assert torch.allclose(initial_weight_step(weight, WeightGrid(bits=8)), torch.tensor([1 / 127]))
+    assert torch.allclose(initial_weight_step(weight, WeightGrid(bits=2)), torch.tensor([1.0]))
 
 
 def test_a_removed_weight_is_exactly_zero_and_gets_no_step_of_its_own():
@@ -161,7 +169,7 @@ def test_a_factor_stays_positive_and_narrow_keeps_the_steps_of_the_channels_that
 
 def test_an_activation_begins_at_the_papers_step_after_what_was_observed():
     quantizer = LearnedQuantizer(Observing(levels=15)).train()
-    x = torch.rand(5, 40, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(5, 40, generator=torch.Generator().manual_seed(0)) ** 8
     assert torch.equal(quantizer(x), x)
     quantizer.activate()
     step, zero_point = quantizer.grid()
