@@ -10,6 +10,7 @@ from compress_core import hookimpl
 from compress_core.errors import ArtifactError, ModelError
 from compress_core.parts import Exporter, Technique
 from compress_pack.grid import Grid
+from compress_pack.permute import Permute
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,4 +94,4 @@ def register_exporters() -> list[type[Exporter]]:
 @hookimpl
 def register_techniques() -> list[type[Technique]]:
     """The techniques of this plugin."""
-    return [Grid]
+    return [Grid, Permute]

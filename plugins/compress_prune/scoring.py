@@ -45,14 +45,16 @@ def second_order(weight: Tensor, squared_gradient: Tensor) -> Tensor:
 
 
 def crowding(alive: Tensor, power: float) -> Tensor:
-    """(row density * column density)^power for each entry of a weight as a matrix (outputs, all else), in its shape.
+    """(row density * column density / density^2)^power for each entry of a weight, in its shape.
 
-    What stands alone in its row and column costs most where positions are coded, and keeps both from going. A density
-    is at least that of one entry.
+    The weight is seen as a matrix (outputs, all else). What stands alone in its row and column costs most where
+    positions are coded, and keeps both from going. As a share of the whole weight's density, the factor is about one on
+    average and moves no weights from one layer to another. A density is at least that of one entry.
     """
     matrix = alive.flatten(1).to(torch.float32) if alive.ndim > 1 else alive.to(torch.float32)[None]
     rows, columns = (matrix.mean(axis, keepdim=True).clamp(min=1 / matrix.shape[axis]) for axis in (1, 0))
-    return (rows * columns).pow(power).reshape(alive.shape)
+    whole = matrix.mean().clamp(min=1 / matrix.numel())
+    return (rows * columns / whole.square()).pow(power).reshape(alive.shape)
 
 
 def distances(filters: Tensor) -> Tensor:

@@ -191,5 +191,7 @@ def test_an_augmentation_of_nothing_is_refused():
 
 
 def test_it_keeps_the_promises_of_a_technique():
-    report = check_technique(Augment(**Augment.example), nets=["mlp", "conv"], others=[Epochs()], export=False)
+    report = check_technique(
+        Augment(**Augment.example), nets=["mlp", "conv"], others=[Epochs()], compose=False, export=False
+    )
     assert not report.refused

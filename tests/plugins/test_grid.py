@@ -153,5 +153,5 @@ def test_an_artifact_keeps_the_levels_bit_for_bit(tmp_path):
 
 @pytest.mark.parametrize("net", ["mlp", "conv"])
 def test_it_keeps_the_promises_of_a_technique(net):
-    report = check_technique(Grid(**Grid.example), nets=[net], others=[Epochs()], export=False)
+    report = check_technique(Grid(**Grid.example), nets=[net], others=[Epochs()], compose=False, export=False)
     assert not report.refused
