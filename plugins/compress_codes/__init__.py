@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from compress_codes.codebook import Codebook
+from compress_codes.low_bits import Binary, PowerOfTwo, Ternary
+from compress_codes.round_weights import RoundWeights
 from compress_codes.weight_only import WeightOnly
 from compress_core import hookimpl
 from compress_core.parts import Technique
@@ -11,13 +14,13 @@ from compress_core.parts import Technique
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["WeightOnly"]
+__all__ = ["Binary", "Codebook", "PowerOfTwo", "RoundWeights", "Ternary", "WeightOnly"]
 
 
 @hookimpl
 def register_techniques() -> list[type[Technique]]:
     """The techniques of this plugin."""
-    return [WeightOnly]
+    return [WeightOnly, RoundWeights, Codebook, Ternary, Binary, PowerOfTwo]
 
 
 @hookimpl

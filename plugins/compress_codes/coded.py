@@ -16,6 +16,8 @@ from compress_codes.coding import Coding, Rows, middle_of, valued
 from compress_codes.packing import pack, packed_bytes, unpack
 
 Form = Literal["symmetric", "asymmetric", "table"]
+Shared = dict[int, tuple[Tensor, Tensor]]
+"""By its id, a tensor beside the codes, which stays alive so that no other gets its id, and what is kept of it."""
 BYTE = 8
 
 
@@ -74,6 +76,10 @@ class CodedTensor(nn.Module):
         )
         return found
 
+    def extras(self) -> list[Tensor]:
+        """The tensors beside the codes."""
+        return [part for part in (self.scale, self.zero, self.table) if part is not None]
+
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments."""
         found: dict[str, Any] = {"shape": self.shape, "bits": self.bits, "form": self.form}
@@ -85,8 +91,13 @@ class CodedTensor(nn.Module):
 
 
 @torch.no_grad()
-def keep(coding: Coding) -> CodedTensor:
-    """The codes as they are kept."""
+def keep(coding: Coding, shared: Shared) -> CodedTensor:
+    """The codes as they are kept.
+
+    Args:
+        coding: the codes.
+        shared: what is kept already; a table that two weights share is kept once.
+    """
     if coding.levels is not None:
         form: Form = "table"
     else:
@@ -104,7 +115,7 @@ def keep(coding: Coding) -> CodedTensor:
         kept.codes.copy_(coding.codes.to(torch.int16) - middle_of(BYTE))
     else:
         kept.codes.copy_(pack(coding.codes.flatten(), coding.bits))
-    for place, values in ((kept.scale, coding.scale), (kept.zero, coding.zero), (kept.table, coding.levels)):
-        if place is not None and values is not None:
-            place.copy_(values)
+    for name, values in (("scale", coding.scale), ("zero", coding.zero), ("table", coding.levels)):
+        if values is not None:
+            kept._buffers[name] = shared.setdefault(id(values), (values, values.detach().clone()))[1]
     return kept

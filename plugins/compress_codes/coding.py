@@ -1,6 +1,7 @@
 """A weight as codes: small whole numbers, and what gives each of them its value.
 
     w' = scale_r * (code - zero_r)        codes on an even grid: integers of few bits
+    w' = scale_r * (2 code - 1)           codes of one bit: signs
     w' = scale_r * level[code]            codes of a table: codebooks, ternary and binary weights, powers of two
 
 r is a row: the whole tensor, an output channel, or a group of inputs of one channel. Weights are laid out with the
@@ -19,8 +20,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-
-from compress_codes.packing import packed_bytes
 
 Granularity = Literal["tensor", "channel", "group"]
 
@@ -89,17 +88,13 @@ class Coding:
         """What the codes stand for, in the shape of the weight."""
         return self.rows.joined(valued(self.codes, self.bits, self.scale, self.zero, self.levels))
 
-    @property
-    def nbytes(self) -> int:
-        """The bytes of its tensors, packed."""
-        extra = sum(part.nbytes for part in (self.scale, self.zero, self.levels) if part is not None)
-        return packed_bytes(self.codes.numel(), self.bits) + extra
-
 
 def valued(codes: Tensor, bits: int, scale: Tensor | None, zero: Tensor | None, levels: Tensor | None) -> Tensor:
     """The real numbers (rows, entries) of codes (rows, entries)."""
     if levels is not None:
         found = levels[codes.to(torch.int64)]
+    elif bits == 1:
+        found = 2 * codes.to(torch.float32) - 1
     else:
         middle = middle_of(bits) if zero is None else zero.unsqueeze(1).to(torch.float32)
         found = codes.to(torch.float32) - middle

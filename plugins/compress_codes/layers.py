@@ -133,7 +133,13 @@ class CodedConv(CodedLayer):
             padding = (0,) * len(self.kernel_size)
         convolve = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel_size) - 1]
         found: Tensor = convolve(
-            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups  # type: ignore[arg-type]
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,  # type: ignore[arg-type]
         )
         return found
 
@@ -223,7 +229,14 @@ def transposed(layer: Any, input: Tensor, weight: Tensor, output_size: list[int]
     )
     convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
     return convolve(
-        input, weight, layer.bias, layer.stride, layer.padding, beyond, layer.groups, layer.dilation  # type: ignore[arg-type]
+        input,
+        weight,
+        layer.bias,
+        layer.stride,
+        layer.padding,
+        beyond,
+        layer.groups,
+        layer.dilation,  # type: ignore[arg-type]
     )
 
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from compress_codes.coded import CodedTensor, keep
+from compress_codes.coded import CodedTensor, Shared, keep
 from compress_codes.layers import kept_layer
+from compress_codes.packing import packed_bytes
 from compress_codes.recurrent import kept_recurrent, weight_names
 from compress_codes.training import TRAINING, Coder, Training, make_real, make_trainable, output_axis
 from compress_core.attention import Attention, cannot_unpack, pack, unpack
@@ -193,10 +194,22 @@ def places(model: nn.Module) -> dict[str, tuple[Coder, nn.Parameter]]:
 
 def start(model: nn.Module) -> None:
     """Let the network compute with codes from now on, where it does not yet."""
-    for coder, weight in places(model).values():
-        if not coder.active:
-            coder.settle(weight)
-            coder.active = True
+    waiting = [(coder, weight) for coder, weight in places(model).values() if not coder.active]
+    _settle(waiting)
+    for coder, weight in waiting:
+        coder.active = True
+        if coder.freezes and weight.requires_grad:
+            coder.froze = True
+            weight.requires_grad_(False)
+
+
+def _settle(found: list[tuple[Coder, nn.Parameter]]) -> None:
+    """Let every book take what it keeps from all of its weights."""
+    books: dict[int, list[tuple[Coder, nn.Parameter]]] = {}
+    for coder, weight in found:
+        books.setdefault(id(coder.book), []).append((coder, weight))
+    for members in books.values():
+        members[0][0].settle([weight for _, weight in members])
 
 
 @dataclass
@@ -224,22 +237,25 @@ def hold_codes(model: nn.Module) -> Held:
         ModelError: a weight is not finite.
     """
     held = Held(model)
-    kept: dict[int, CodedTensor] = {}
-    for name, (coder, weight) in places(model).items():
+    found = places(model)
+    for name, (coder, weight) in found.items():
+        weight.requires_grad_(weight.requires_grad or coder.froze)
         if not torch.isfinite(weight).all():
             raise ModelError("the weight holds numbers that are not finite", where=name, mend=_MEND)
-        weight.requires_grad_(True)
         if reason := coder.refuses(weight):
             held.left[name] = reason
-            continue
-        if not coder.trained:
-            coder.settle(weight)
+    chosen = [place for name, place in found.items() if name not in held.left]
+    _settle([(coder, weight) for coder, weight in chosen if not coder.trained])
+    kept: dict[int, CodedTensor] = {}
+    shared: Shared = {}
+    for coder, weight in chosen:
         coding = coder.coding(weight.detach())
-        kept[id(coder)] = keep(coding)
+        kept[id(coder)] = keep(coding, shared)
         held.weights += 1
         held.before += weight.nbytes
-        held.after += coding.nbytes
+        held.after += packed_bytes(weight.numel(), coding.bits)
         held.bits[coding.bits] = held.bits.get(coding.bits, 0) + 1
+    held.after += sum({id(part): part.nbytes for tensor in kept.values() for part in tensor.extras()}.values())
     new = _kept_layers(model, kept)
     _replace(model, new)
     held.model = new.get(id(model), model)
@@ -269,8 +285,3 @@ def _replace(model: nn.Module, new: dict[int, nn.Module]) -> None:
         for name, child in list(parent._modules.items()):
             if child is not None and id(child) in new:
                 parent._modules[name] = new[id(child)]
-
-
-def removed(weight: Tensor) -> int:
-    """How many entries of a weight are zero."""
-    return int((weight == 0).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,13 +15,12 @@ from compress_core.parts import Change, TrainingPlan, TrainingTechnique
 if TYPE_CHECKING:
     from torch import nn
 
-    from compress_codes.placing import Candidate, Held
-    from compress_codes.training import Coder
+    from compress_codes.placing import Candidate, Held, MakeCoder
     from compress_core.run import Run
 
 
 class Codes(TrainingTechnique):
-    """Weights become codes. A kind of codes says which coder a weight has."""
+    """Weights become codes. Each kind of codes says which coder a weight has."""
 
     delay: float = Field(default=0.0, ge=0, lt=1)
     """Share of the training after which the network computes with codes; before, with real weights. The best epoch
@@ -33,9 +33,9 @@ class Codes(TrainingTechnique):
         """The format of the numbers."""
         return frozenset({Change.NUMBERS})
 
-    def coder(self, place: Candidate, run: Run) -> Coder | str:
-        """The coder of a weight, or why the weight stays real."""
-        raise NotImplementedError
+    @abstractmethod
+    def maker(self, run: Run) -> MakeCoder:
+        """What gives each weight its coder, or says why the weight stays real; asked once for a network."""
 
     def plan(self, plan: TrainingPlan, run: Run) -> TrainingPlan:
         """Choose no epoch before the network computes with codes."""
@@ -49,7 +49,7 @@ class Codes(TrainingTechnique):
         """
         from compress_codes.placing import attach
 
-        report = attach(model, self.skip, lambda place: self.coder(place, run))
+        report = attach(model, self.skip, self.maker(run))
         self._say_left(report.left, run)
         return model
 
@@ -64,10 +64,12 @@ class Codes(TrainingTechnique):
         """Begin to compute with codes when the delay is over."""
         from compress_codes.placing import places, start
 
-        if progress >= self.delay:
-            start(model)
+        if progress < self.delay:
+            return
+        start(model)
+        share = (progress - self.delay) / (1 - self.delay)
         for coder, weight in places(model).values():
-            coder.follow(progress, weight)
+            coder.follow(share, weight)
 
     def finish(self, model: nn.Module, state: nn.Module | None, run: Run) -> nn.Module:
         """Keep the codes.

@@ -7,7 +7,7 @@ weights, from which codes are made at every call. What a coder learns lies in it
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ class Coder(nn.Module):
         group: how many entries a group has.
     """
 
+    freezes: ClassVar[bool] = False
+    """Whether the weight itself does not train with the codes."""
+
     def __init__(self, axis: int = 0, granularity: Granularity = "channel", group: int = 0) -> None:
         super().__init__()
         self.axis, self.granularity, self.group = axis, granularity, group
@@ -34,6 +37,8 @@ class Coder(nn.Module):
         """Whether the network computes with the codes; before, with the real weight."""
         self.trained = False
         """Whether the network has trained with the codes."""
+        self.froze = False
+        """Whether the weight trained before."""
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight that the layer computes with."""
@@ -46,9 +51,14 @@ class Coder(nn.Module):
         """How the weight is cut into rows."""
         return rows_of(tuple(weight.shape), self.axis, self.granularity, self.group)
 
+    @property
+    def book(self) -> nn.Module:
+        """What it keeps; coders with one book settle together."""
+        return self
+
     @torch.no_grad()
-    def settle(self, weight: nn.Parameter) -> None:
-        """Take what it keeps from the weight as it is now; called when coding begins, and again without training."""
+    def settle(self, weights: list[nn.Parameter]) -> None:
+        """Take what the book keeps from the weights as they are; called when coding begins, and again untrained."""
 
     @abstractmethod
     def coding(self, weight: Tensor) -> Coding:
@@ -59,7 +69,7 @@ class Coder(nn.Module):
         return straight_through(weight, self.coding(weight.detach()).weight())
 
     def follow(self, progress: float, weight: nn.Parameter) -> None:
-        """Act after an update."""
+        """Act after an update that was made with codes; `progress` is that of the training with codes, in (0, 1]."""
 
     def refuses(self, weight: Tensor) -> str:
         """Why this weight cannot be coded; empty if it can."""

@@ -20,7 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from compress_codes.coding import Coding, Rows, middle_of, valued
+from compress_codes.coding import Coding, Granularity, Rows, middle_of, valued
+from compress_codes.packing import packed_bytes
 from compress_codes.training import Coder, straight_through
 
 Range = Literal["max", "mse"]
@@ -95,6 +96,11 @@ def best_share(rows: Tensor, bits: int, *, symmetric: bool = True) -> Tensor:
     return best
 
 
+def uniform_bytes(count: int, bits: int, rows: int, *, symmetric: bool = True) -> int:
+    """The bytes of so many integers with a scale per row, and a zero point where grids are asymmetric."""
+    return packed_bytes(count, bits) + (4 if symmetric else 5) * rows
+
+
 class UniformCoder(Coder):
     """Integers of few bits; where the grid cuts a weight off, it has no gradient.
 
@@ -102,11 +108,22 @@ class UniformCoder(Coder):
         bits: the width of the integers.
         symmetric: whether grids lie around zero.
         range: how a row's range is found.
-        others: `axis`, `granularity` and `group`, as of every coder.
+        axis: on which the output channels of the weight lie.
+        granularity: what has a scale of its own.
+        group: how many entries a group has.
     """
 
-    def __init__(self, bits: int, *, symmetric: bool = True, range: Range = "max", **others: object) -> None:
-        super().__init__(**others)  # type: ignore[arg-type]
+    def __init__(
+        self,
+        bits: int,
+        *,
+        symmetric: bool = True,
+        range: Range = "max",
+        axis: int = 0,
+        granularity: Granularity = "channel",
+        group: int = 0,
+    ) -> None:
+        super().__init__(axis, granularity, group)
         self.bits, self.symmetric, self.range = bits, symmetric, range
 
     def _grid(self, rows: Tensor) -> Grid:

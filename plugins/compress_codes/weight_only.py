@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from compress_codes.technique import Codes, too_small
 
 if TYPE_CHECKING:
-    from compress_codes.placing import Candidate
+    from compress_codes.placing import Candidate, MakeCoder
     from compress_codes.training import Coder
     from compress_core.run import Run
 
@@ -45,27 +45,27 @@ class WeightOnly(Codes):
             raise ValueError("`group` means nothing without `granularity: group`")
         return self
 
-    def coder(self, place: Candidate, run: Run) -> Coder | str:
+    def maker(self, run: Run) -> MakeCoder:
         """Integers of few bits, unless they would take more bytes than the weight."""
         from compress_codes.coding import divides, rows_of
-        from compress_codes.packing import packed_bytes
-        from compress_codes.uniform import UniformCoder
+        from compress_codes.uniform import UniformCoder, uniform_bytes
 
-        shape = tuple(place.weight.shape)
-        rows = rows_of(shape, place.axis, self.granularity, self.group)
-        bytes_of_row = 4 if self.symmetric else 5
-        if reason := too_small(packed_bytes(place.weight.numel(), self.bits) + bytes_of_row * rows.count, place):
-            return reason
-        if self.granularity == "group" and not divides(shape, place.axis, self.group):
-            entries = place.weight.numel() // shape[place.axis]
-            run.say(
-                f"{self.name}: {place.name} has a scale per channel: {self.group} do not divide its {entries} inputs"
+        def make(place: Candidate) -> Coder | str:
+            shape = tuple(place.weight.shape)
+            rows = rows_of(shape, place.axis, self.granularity, self.group)
+            size = uniform_bytes(place.weight.numel(), self.bits, rows.count, symmetric=self.symmetric)
+            if reason := too_small(size, place):
+                return reason
+            if self.granularity == "group" and not divides(shape, place.axis, self.group):
+                entries = place.weight.numel() // shape[place.axis]
+                run.say(f"{self.name}: {place.name} has a scale per channel: {self.group} does not divide {entries}")
+            return UniformCoder(
+                self.bits,
+                symmetric=self.symmetric,
+                range=self.range,
+                axis=place.axis,
+                granularity=self.granularity,
+                group=self.group,
             )
-        return UniformCoder(
-            self.bits,
-            symmetric=self.symmetric,
-            range=self.range,
-            axis=place.axis,
-            granularity=self.granularity,
-            group=self.group,
-        )
+
+        return make
