@@ -65,13 +65,19 @@ class Onnx(FreeAxes):
         """
         from compress_export.conversion import convert, has_integers
         from compress_export.tracing import on_cpu
-        from compress_export.verification import verify
+        from compress_export.verification import FLOAT_ERROR, INTEGER_ERROR, verify
 
         model, example = on_cpu(model, example)
         proto, signature = convert(model, example, self.opset, self.dynamic)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FILE).write_bytes(proto.SerializeToString(deterministic=True))
-        verify(self.load(folder, 1), model, example, integers=has_integers(proto), free=self.dynamic)
+        verify(
+            self.load(folder, 1),
+            model,
+            example,
+            allowed=INTEGER_ERROR if has_integers(proto) else FLOAT_ERROR,
+            free=self.dynamic,
+        )
         return signature.about()
 
     def load(self, folder: Path, threads: int) -> Callable[..., Any]:
@@ -117,13 +123,19 @@ class OpenVino(FreeAxes):
         from compress_export.conversion import convert, has_integers
         from compress_export.openvino_ir import write
         from compress_export.tracing import on_cpu
-        from compress_export.verification import verify
+        from compress_export.verification import FLOAT_ERROR, FUSED_ERROR, verify
 
         model, example = on_cpu(model, example)
         proto, signature = convert(model, example, self.opset, self.dynamic)
         folder.mkdir(parents=True, exist_ok=True)
         write(proto, folder)
-        verify(self.load(folder, 1), model, example, integers=has_integers(proto), free=self.dynamic)
+        verify(
+            self.load(folder, 1),
+            model,
+            example,
+            allowed=FUSED_ERROR if has_integers(proto) else FLOAT_ERROR,
+            free=self.dynamic,
+        )
         return signature.about()
 
     def load(self, folder: Path, threads: int) -> Callable[..., Any]:
@@ -163,13 +175,19 @@ class TorchProgram(FreeAxes):
         """
         from compress_export.program import is_integer, write
         from compress_export.tracing import on_cpu, trace
-        from compress_export.verification import verify
+        from compress_export.verification import FLOAT_ERROR, INTEGER_ERROR, verify
 
         model, example = on_cpu(model, example)
         traced = trace(model, example, self.dynamic)
         folder.mkdir(parents=True, exist_ok=True)
         write(traced, folder / PROGRAM)
-        verify(self.load(folder, 1), model, example, integers=is_integer(traced), free=self.dynamic)
+        verify(
+            self.load(folder, 1),
+            model,
+            example,
+            allowed=INTEGER_ERROR if is_integer(traced) else FLOAT_ERROR,
+            free=self.dynamic,
+        )
         return traced.signature.about()
 
     def load(self, folder: Path, threads: int) -> Callable[..., Any]:

@@ -22,6 +22,8 @@ from compress_export.tracing import Example, resized
 
 FLOAT_ERROR = 1e-3
 INTEGER_ERROR = 5e-2
+FUSED_ERROR = 1e-1
+"""OpenVINO leaves out roundings between layers that it joins, and so is nearer to the network before it was rounded."""
 
 
 def disagreement(found: Tensor, wanted: Tensor) -> float:
@@ -37,7 +39,7 @@ def disagreement(found: Tensor, wanted: Tensor) -> float:
 
 
 def verify(
-    runtime: Callable[..., Any], model: nn.Module, example: Example, *, integers: bool, free: Sequence[int] = ()
+    runtime: Callable[..., Any], model: nn.Module, example: Example, *, allowed: float, free: Sequence[int] = ()
 ) -> None:
     """Compare an opened file with its network at batches of one, two and five rows, and at shorter free axes.
 
@@ -45,13 +47,12 @@ def verify(
         runtime: the file, opened.
         model: its network.
         example: the forward's arguments.
-        integers: whether the file computes in integers.
+        allowed: the largest relative error.
         free: the axes beside the batch that may have any size.
 
     Raises:
         ModelError: they disagree.
     """
-    allowed = INTEGER_ERROR if integers else FLOAT_ERROR
     for rows, share in ((1, 1.0), (2, 1.0), (5, 1.0), *([(2, 0.5), (1, 0.2)] if free else [])):
         arguments, keywords = resized(example, rows, free, share)
         with evaluating(model), torch.no_grad():
