@@ -14,8 +14,8 @@ Accuracy is that of the ONNX files in onnxruntime, bytes those of the artifacts 
 shipped, two weights to a byte. The files are a re-encoding on which the network as published has 81.0 %. The 10,000
 test images are read once, in the end. Runtimes have no kernels for 4 bits: the files are smaller, and as fast as int8.
 
-Time: 8 minutes on one core that is free, with 10,000 training images, 4 epochs and one seed; --full takes 49,000
-images, 10 epochs and one seed, 1.5 hours.
+Time: 14 minutes on one busy core, with 10,000 training images, 4 epochs and one seed; --full takes 49,000 images, 10
+epochs and one seed, 1.5 hours.
 """
 
 from __future__ import annotations
