@@ -31,17 +31,17 @@ def stretch(bits: int) -> int:
 
     It changes no weight, since the scale is divided by it; the grid of the products, on which the bias lies, gets finer.
     """
-    return 2 ** (8 - bits)
+    return 1 << (8 - bits)
 
 
 def highest_activation(bits: int) -> int:
     """The largest integer that an activation of so many bits becomes."""
-    return 2**bits - 1
+    return (1 << bits) - 1
 
 
 def highest_weight(bits: int) -> int:
     """The largest integer that a weight of so many bits becomes; the smallest is its negative."""
-    return 2 ** (bits - 1) - 1
+    return (1 << (bits - 1)) - 1
 
 
 def symmetric_scale(weight: Tensor, highest: int = WEIGHT_HIGHEST) -> Tensor:
