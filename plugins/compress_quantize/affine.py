@@ -29,7 +29,7 @@ BIAS_LOWEST, BIAS_HIGHEST = -(2**31), 2**31 - 1
 def stretch(bits: int) -> int:
     """What the integers of so many bits are multiplied by for kernels of 8 bits.
 
-    It changes no weight, since the scale is divided by it; the grid of the products, on which the bias lies, gets finer.
+    No weight changes, since its scale is divided by it; the grid of the products, on which biases lie, gets finer.
     """
     return 1 << (8 - bits)
 
