@@ -339,7 +339,18 @@ def test_values_that_are_not_finite_are_refused_where_they_pass():
     assert "layers." in str(error.value)
 
 
-@pytest.mark.parametrize("fields", [{"bits": 9}, {"bits": 1}, {"activation_bits": 16}, {"percentile": 50}, {"percentile": 101}, {"delay": 1}, {"width": 8}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"bits": 9},
+        {"bits": 1},
+        {"activation_bits": 16},
+        {"percentile": 50},
+        {"percentile": 101},
+        {"delay": 1},
+        {"width": 8},
+    ],
+)
 def test_wrong_parameters_are_refused(fields):
     with pytest.raises(ValidationError):
         Quantize(**fields)
