@@ -1,4 +1,4 @@
-"""Quantization: layers that hold 8-bit integers and compute with them, and the way back."""
+"""Quantization: layers that hold integers of few bits and compute with them, and the way back."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Quantize(TrainingTechnique):
             raise ValueError(
                 f"no runtime computes with integers of {bits} bits: weights and activations have "
                 f"{LEAST_BITS} to {MOST_BITS}, of which onnxruntime and OpenVINO have kernels for 8 and the others are "
-                "computed as 8; for 1 bit there is `codes`, and half-precision floats need no quantization"
+                "computed as 8"
             )
         return bits
 
@@ -218,7 +218,7 @@ class Dequantize(Technique):
     """Turn layers of integers into real ones again, so that the network can be trained, pruned or factorized.
 
     The weights are the numbers that the integers stand for, and quantizing them again untouched gives the same
-    integers. Rounding of activations goes; a folded BatchNorm stays folded.
+    integers, unless their steps were learned. Rounding of activations goes; a folded BatchNorm stays folded.
     """
 
     name = "dequantize"
