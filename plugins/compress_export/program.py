@@ -38,6 +38,7 @@ _ENTRIES = re.compile(
     r"|\.data/(version|serialization_id)"
 )
 _OPERATORS = re.compile(r"torch\.ops\.(aten|quantized_decomposed)\.\w+\.\w+|_operator\.\w+")
+_STRANGE_TYPE = re.compile(r'"type": "(?!builtins\.(?:tuple|list|dict)")([^"]*)"')
 _SYMBOL = re.compile(r"Symbol\('[A-Za-z_]\w*'(, (positive|integer|nonnegative)=True)*\)")
 _ARITHMETIC = re.compile(
     r"(?:Max|Min|Mod|FloorDiv|CeilDiv|PythonMod|Add|Mul|Pow|Integer|Rational|IntTrueDiv|ModularIndexing"
@@ -112,6 +113,9 @@ def flaws(content: bytes) -> Iterator[str]:
         for entry in entries:
             if entry not in (_GRAPH, _EXAMPLE, _EXTRA, *_TENSORS) and not _ENTRIES.fullmatch(entry):
                 yield f"it holds {entry!r}"
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            yield "it is compressed, and may be larger than it looks"
+            return
         if archive.getinfo(entries[_EXAMPLE]).file_size:
             yield "it holds example inputs, which are pickled"
         for entry in _TENSORS:
@@ -133,8 +137,10 @@ def _suspicious(value: Any) -> Iterator[str]:
     match value:
         case dict():
             for key, entry in value.items():
-                if key == "target" and isinstance(entry, str) and not _OPERATORS.fullmatch(entry):
+                if key in ("target", "as_operator") and isinstance(entry, str) and not _OPERATORS.fullmatch(entry):
                     yield f"it calls {entry!r}"
+                elif key in ("in_spec", "out_spec") and (strange := _STRANGE_TYPE.search(str(entry))):
+                    yield f"it builds {strange[1]!r}"
                 elif key == "expr_str" and not _ARITHMETIC.fullmatch(_SYMBOL.sub("", str(entry))):
                     yield f"a size is {entry!r}"
                 else:

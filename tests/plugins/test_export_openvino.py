@@ -21,6 +21,20 @@ from tests.support import NETS, digits, make, make_run
 
 IMAGE = digits().test.take(torch.arange(64))["image"]
 
+RECIPE = """
+seed: 0
+threads: 1
+device: cpu
+precision: float32
+reference: dense
+data: {source: digits}
+model: {factory: "compress_zoo:MLP"}
+task: {name: classification}
+pipeline:
+  dense: {input: none, teacher: none, use: {tune: {epochs: 1}}}
+  small: {input: dense, teacher: none, use: {export: {format: openvino}}}
+"""
+
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
@@ -152,11 +166,6 @@ def test_without_openvino_the_extra_is_named_before_anything_runs(exported, tmp_
             action()
         assert error.value.mend == "pip install 'compress-core[openvino]'"
     recipe = tmp_path / "params.yaml"
-    recipe.write_text(
-        "seed: 0\nthreads: 1\ndevice: cpu\nprecision: float32\nreference: dense\ndata: {source: digits}\nmodel: {factory: 'compress_zoo:MLP'}\n"
-        "task: {name: classification}\n"
-        "pipeline:\n  dense: {input: none, teacher: none, use: {tune: {epochs: 1}}}\n"
-        "  small: {input: dense, teacher: none, use: {export: {format: openvino}}}\n"
-    )
+    recipe.write_text(RECIPE)
     with pytest.raises(RecipeError, match=r"compress-core\[openvino\]"):
         read_recipe(recipe)

@@ -141,10 +141,16 @@ def foreign_operator(graph):
     next(node for node in graph["graph_module"]["graph"]["nodes"])["target"] = "torch.ops.evil.run.default"
 
 
+def foreign_type(graph):
+    text = json.dumps(graph).replace("builtins.tuple", "collections.defaultdict", 1)
+    graph.update(json.loads(text))
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         (in_graph(poisoned_size), "a size is"),
+        (in_graph(foreign_type), "it builds 'collections.defaultdict'"),
         (in_graph(foreign_operator), "it calls 'torch.ops.evil.run.default'"),
         (
             in_graph(lambda graph: graph.update(guards_code=["exit()"])),
@@ -153,7 +159,7 @@ def foreign_operator(graph):
         (lambda entry, old: old.replace(b'"use_pickle": false', b'"use_pickle": true'), "is pickled"),
         (lambda entry, old: old.replace(b'"path_name": "weight_0"', b'"path_name": "../x"'), "is pickled"),
     ],
-    ids=["size", "operator", "guards", "pickled weight", "path"],
+    ids=["size", "type", "operator", "guards", "pickled weight", "path"],
 )
 def test_a_file_that_might_run_code_is_not_opened(conv, tmp_path, change, says):
     folder = rewritten(conv[1], tmp_path / "bad" / "model.pt2", change)
@@ -167,6 +173,14 @@ def test_an_entry_that_is_not_ours_is_refused(conv, tmp_path):
         archive.writestr(f"{archive.namelist()[0].partition('/')[0]}/data/constants/custom_obj_0", b"x")
     with pytest.raises(ArtifactError, match="custom_obj_0"):
         TorchProgram().load(folder, 1)
+
+
+def test_a_compressed_archive_is_refused_before_it_is_read(conv, tmp_path):
+    with zipfile.ZipFile(conv[1]) as old, zipfile.ZipFile(tmp_path / "model.pt2", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(ArtifactError, match="larger than it looks"):
+        TorchProgram().load(tmp_path, 1)
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "foreign"])
