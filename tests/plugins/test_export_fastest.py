@@ -15,8 +15,11 @@ from torch import Tensor
 from compress_core.errors import ArtifactError, ModelError
 from compress_core.files import read_manifest
 from compress_core.parts import Exporter
+from compress_core.report.comparing import compare
 from compress_core.stage import export_model
 from compress_core.testing import Epochs
+from compress_core.workspace import Workspace
+from tests.doors import lay_out, recipe_of
 from tests.support import digits, make, make_run
 
 
@@ -164,3 +167,32 @@ def test_a_manifest_that_names_no_installed_format_is_refused(tmp_path, content)
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(ArtifactError, match="format"):
         format_of(tmp_path)
+
+
+RECIPE = """
+seed: 0
+threads: 1
+device: cpu
+precision: float32
+reference: dense
+data: {source: digits}
+model: {factory: "compress_zoo:MLP", params: {widths: [2]}}
+task: {name: classification}
+pipeline:
+  dense: {input: none, teacher: none, use: {tune: {epochs: 2, learning_rate: 0.01}}}
+  int8: {input: dense, teacher: none, use: {quantize: {}}}
+  file: {input: int8, teacher: none, use: {export: {format: fastest, max_loss: 20}}}
+"""
+
+
+def test_a_report_opens_the_choice_beside_the_dense_one_and_says_that_integers_made_it_bigger_and_slower(tmp_path):
+    folder = lay_out(tmp_path / "workspace", "dense", "int8", "file", recipe=RECIPE)
+    report = compare(recipe_of(folder), Workspace(folder), seconds=0.02)
+    file = report.steps["file"]
+    assert sum(note.startswith("fastest: ") for note in file.metrics.notes) == 2
+    assert file.latency[0].speedup.value > 0
+    assert any(said.startswith("no smaller than the reference") for said in file.remarks)
+    slower = [
+        said for said in report.steps["int8"].remarks if said.startswith("no faster than the reference, but slow")
+    ]
+    assert slower, "eager torch has no integer kernels"
