@@ -30,10 +30,12 @@ OUTLIERS = 99.99
 class Quantize(TrainingTechnique):
     """Hold weights as integers and compute with activations of 8 bits or fewer: x' = scale * (q - zero_point).
 
-    Linear layers and convolutions over one or two axes become integers, with one scale per output channel and
-    the BatchNorm behind them folded in; every value that one of them reads or writes, sums of residual branches
-    included, gets a scale and a zero point. Alone, it calibrates on some training batches (post-training
-    quantization). In a step that trains, the network learns with the rounding (quantization-aware training).
+    Linear layers, the projections of torch's attention and convolutions over one to three axes become integers, with
+    one scale per output channel and the BatchNorm behind them folded in; every value that one of them reads or
+    writes, sums of residual branches included, gets a scale and a zero point. Embeddings, transposed convolutions and
+    recurrent layers hold 8-bit weights and compute in real numbers. Alone, it calibrates on some training batches
+    (post-training quantization). In a step that trains, the network learns with the rounding (quantization-aware
+    training).
     The file gets four times smaller; the speed comes with an exported format whose runtime has integer kernels.
     """
 
@@ -175,14 +177,18 @@ class Quantize(TrainingTechnique):
             ModelError: the values on an edge are not finite.
         """
         from compress_quantize.converting import quantizers
-        from compress_quantize.finishing import hold_integers
+        from compress_quantize.finishing import hold_integers, hold_weights
 
         self.abandon(model, state, run)
         edges = len(quantizers(model))
+        folded = self._calibrate(model, run) if edges else 0
+        model, held = hold_weights(model)
+        if held:
+            run.say(f"quantize: {held} layers hold 8-bit integers and compute in real numbers")
         if not edges:
-            run.say("quantize: the network has no layer that can be quantized: nothing changed")
+            if not held:
+                run.say("quantize: the network has no layer that can be quantized: nothing changed")
             return model
-        folded = self._calibrate(model, run)
         model, layers, norms = hold_integers(model)
         run.say(
             f"quantize: {layers} layers hold {_widths(model)} integers, {norms + folded} BatchNorms are folded, "
@@ -245,8 +251,11 @@ def _widths(model: nn.Module) -> str:
 
 
 def _explained(report: Report) -> list[str]:
-    """What stays real and why, one line for each reason."""
+    """What stays real and why, one line for each reason, and what computes in real numbers."""
     lines = []
+    for kind in Counter(report.held.values()):
+        paths = ", ".join(path or "the network itself" for path, held in report.held.items() if held == kind)
+        lines.append(f"weights only, since no runtime has an integer kernel for {kind}: {paths}")
     for reason in Counter(report.left.values()):
         paths = ", ".join(path or "the network itself" for path, why in report.left.items() if why == reason)
         lines.append(f"left real: {paths} ({reason})")
@@ -268,5 +277,6 @@ def register_modules() -> list[type[nn.Module]]:
     from compress_quantize.graph import Graph
     from compress_quantize.layers import KEPT
     from compress_quantize.observers import Quantizer
+    from compress_quantize.weight_only import WEIGHT_ONLY
 
-    return [*KEPT, Quantizer, Graph]
+    return [*KEPT, *WEIGHT_ONLY, Quantizer, Graph]

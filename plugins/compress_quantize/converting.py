@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress_core.attention import cannot_unpack, unpack
 from compress_core.errors import ModelError
 from compress_core.modes import evaluating, leave_fused_paths
 from compress_core.weights import shared_parameters
@@ -28,6 +29,7 @@ from compress_quantize.layers import (
 from compress_quantize.learned_step import new_quantizer
 from compress_quantize.observers import ActivationQuantizer
 from compress_quantize.tracing import Untraceable, trace
+from compress_quantize.weight_only import PLANNED, can_hold
 from compress_quantize.widths import Grids, Numbers
 
 SUFFIX = "_quantizer"
@@ -40,6 +42,8 @@ class Report:
 
     left: dict[str, str] = field(default_factory=dict)
     """Path of a module that stays real: why."""
+    held: dict[str, str] = field(default_factory=dict)
+    """Path of a module whose weights become integers, and which computes in real numbers: its type."""
     untraced: dict[str, str] = field(default_factory=dict)
     """Path of a container in which only the inputs of layers are quantized: why."""
 
@@ -61,6 +65,7 @@ def make_quantizable(
     Raises:
         ModelError: a container needs more than its forward.
     """
+    _take_attention_apart(model, skipped)
     calls, ranks, inputs, before = _watched(model, forward)
     report = Report()
     layers: set[str] = set()
@@ -70,6 +75,9 @@ def make_quantizable(
             report.left[path] = reason
         elif type(module) in TRAINING:
             layers.add(path)
+        elif can_hold(module):
+            report.held[path] = type(module).__name__
+            vars(module)[PLANNED] = True
     traced, untraced = _traced(model, calls, inputs, skipped) if layers else ({}, {})
     report.untraced = {path: why for path, why in untraced.items() if any(_inside(layer, path) for layer in layers)}
     edges = find_edges(model, traced, layers, calls, ranks)
@@ -93,6 +101,19 @@ def make_quantizable(
         _note_neighbours(model.get_submodule(path), edges, path)
     leave_fused_paths(model, layers)
     return report
+
+
+def _take_attention_apart(model: nn.Module, skipped: set[str]) -> None:
+    """Put linear layers in the places of the projections of torch's attention, where nothing stands against it."""
+    shared = shared_parameters(model, whole_modules=False)
+    paths = []
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.MultiheadAttention) or not path or path in skipped:
+            continue
+        used = any(_join(path, name) in shared for name, _ in module.named_parameters())
+        if cannot_unpack(module) is None and not used:
+            paths.append(path)
+    unpack(model, paths)
 
 
 def _note_neighbours(layer: nn.Module, edges: Edges, path: str) -> None:
@@ -147,18 +168,20 @@ def _is_container(module: nn.Module) -> bool:
 
 def _why_real(path: str, module: nn.Module, shared: set[str], calls: Mapping[str, int], skipped: set[str]) -> str:
     """Why a module with weights stays real; empty if it need not, or has none."""
-    if type(module) not in TRAINING:
+    if type(module) not in TRAINING and not can_hold(module):
         weights = any(parameter.ndim >= 2 for parameter in module.parameters(recurse=False))
         return f"{type(module).__name__} has no integer form" if weights else ""
     if path in skipped:
         return "skipped"
     if not calls.get(path):
         return "the example does not reach it"
-    if "weight" not in module._parameters:
+    plain = [name for name, tensor in module._parameters.items() if tensor is not None and tensor.ndim >= 2]
+    if not plain or hasattr(module, "parametrizations"):
         return "its weight is no plain parameter"
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return f"it pads with {module.padding_mode!r}"
-    return "its weight is shared with another module" if _join(path, "weight") in shared else ""
+    used = any(_join(path, name) in shared for name in plain)
+    return "its weight is shared with another module" if used else ""
 
 
 def _traced(

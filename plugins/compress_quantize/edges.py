@@ -27,20 +27,28 @@ _RECTIFIERS = {"relu", "relu_", "torch.relu", "relu6"}
 _SAME_GRID = {
     *("flatten", "reshape", "view", "transpose", "permute", "squeeze", "unsqueeze", "contiguous", "dropout"),
     *("torch.flatten", "torch.reshape", "torch.transpose", "torch.permute", "torch.squeeze", "torch.unsqueeze"),
-    *("max_pool1d", "max_pool2d"),
+    *("max_pool1d", "max_pool2d", "max_pool3d"),
 }
-_SAME_GRID_TYPES = (nn.MaxPool1d, nn.MaxPool2d, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
-_POOLS = {"avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "pad", "getitem"}
-_POOL_TYPES = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_SAME_GRID_TYPES = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Flatten, nn.Unflatten, *_DROPOUTS)
+_MEANS = {
+    *("avg_pool1d", "avg_pool2d", "avg_pool3d"),
+    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
+}
+_POOLS = {*_MEANS, "pad", "getitem"}
+_POOL_TYPES = (
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+)
 _SUMS = {"add", "iadd", "add_", "torch.add"}
-_LINEAR_TYPES = (nn.ReLU, nn.MaxPool1d, nn.MaxPool2d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, *_POOL_TYPES)
+_LINEAR_TYPES = (nn.ReLU, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, *_DROPOUTS, *_POOL_TYPES)
 _LINEAR = {
-    *("relu", "relu_", "torch.relu", "dropout", "max_pool1d", "max_pool2d"),
-    *("avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"),
+    *("relu", "relu_", "torch.relu", "dropout", "max_pool1d", "max_pool2d", "max_pool3d"),
+    *_MEANS,
 }
 _FLATTEN = {"flatten", "torch.flatten"}
 _JOINTS = {"torch.cat", "torch.concat"}
-_FOLDABLE = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4}
+_FOLDABLE = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
 """The rank of a layer's output (N, out, ...), whose axis 1, over which a BatchNorm works, is the layer's outputs."""
 
 
@@ -188,7 +196,7 @@ class _Walk:
         if path in self.layers:
             return "layer"
         match self.modules[path]:
-            case nn.BatchNorm1d() | nn.BatchNorm2d() as norm if norm.running_mean is not None:
+            case nn.BatchNorm1d() | nn.BatchNorm2d() | nn.BatchNorm3d() as norm if norm.running_mean is not None:
                 return "norm" if self.calls.get(path, 0) == 1 else "other"
             case nn.ReLU() | nn.ReLU6():
                 return "rectifier"

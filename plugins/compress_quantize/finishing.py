@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from compress_core.attention import Attention, pack
 from compress_core.errors import ModelError
 from compress_core.masks import MARK, hold_zeros
 from compress_quantize.converting import quantizers
@@ -18,6 +19,7 @@ from compress_quantize.folding import Normalization
 from compress_quantize.graph import Graph, without
 from compress_quantize.layers import KEPT, Training, freeze, quantizer_of, reopen
 from compress_quantize.observers import ActivationQuantizer, Quantizer
+from compress_quantize.weight_only import HeldLayer, hold, planned
 
 
 def hold_integers(model: nn.Module) -> tuple[nn.Module, int, int]:
@@ -55,6 +57,17 @@ def hold_integers(model: nn.Module) -> tuple[nn.Module, int, int]:
     return new.get(id(model), model), layers, len(norms)
 
 
+def hold_weights(model: nn.Module) -> tuple[nn.Module, int]:
+    """Replace the layers whose weights alone become integers; returns how many there were."""
+    new: dict[int, nn.Module] = {}
+    for path, layer in planned(model).items():
+        if not all(torch.isfinite(tensor).all() for tensor in layer.parameters()):
+            raise ModelError("its weights are not finite", where=path, mend="train again, or leave it out with `skip`")
+        new[id(layer)] = hold(layer)
+    replace_modules(model, new)
+    return new.get(id(model), model), len(new)
+
+
 def _keep_marks(old: nn.Module, new: nn.Module) -> None:
     """Removed weights stay removed: their marks move on to the new layer."""
     for tensor in vars(old).get(MARK, ()):
@@ -77,7 +90,7 @@ def _grid(path: str, observer: ActivationQuantizer) -> Quantizer:
 
 def normalization_of(norm: nn.Module) -> Normalization:
     """What a BatchNorm does, on the processor."""
-    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
     assert norm.running_mean is not None
     assert norm.running_var is not None
     mean, variance = norm.running_mean.cpu(), norm.running_var.cpu()
@@ -105,6 +118,8 @@ def hold_reals(model: nn.Module) -> tuple[nn.Module, int]:
         if isinstance(module, KEPT):
             new[id(module)] = reopen(module)
             _keep_marks(module, new[id(module)])
+        elif isinstance(module, HeldLayer):
+            new[id(module)] = module.reopened()
     for module in model.modules():
         if isinstance(module, Graph):
             gone = [name for name, child in module._modules.items() if isinstance(child, Quantizer)]
@@ -112,4 +127,5 @@ def hold_reals(model: nn.Module) -> tuple[nn.Module, int]:
             for name in gone:
                 del module._modules[name]
     replace_modules(model, new)
+    pack(model, [path for path, module in model.named_modules() if isinstance(module, Attention) and path])
     return new.get(id(model), model), len(new)

@@ -61,10 +61,13 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "interpolate": F.interpolate,
     "avg_pool1d": F.avg_pool1d,
     "avg_pool2d": F.avg_pool2d,
+    "avg_pool3d": F.avg_pool3d,
     "max_pool1d": F.max_pool1d,
     "max_pool2d": F.max_pool2d,
+    "max_pool3d": F.max_pool3d,
     "adaptive_avg_pool1d": F.adaptive_avg_pool1d,
     "adaptive_avg_pool2d": F.adaptive_avg_pool2d,
+    "adaptive_avg_pool3d": F.adaptive_avg_pool3d,
     "adaptive_max_pool2d": F.adaptive_max_pool2d,
     "scaled_dot_product_attention": F.scaled_dot_product_attention,
 }
