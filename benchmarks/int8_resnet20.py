@@ -12,7 +12,7 @@ all that these have: they cost most of the time and a third of the multiplicatio
 speed alone, with weights that had not been trained. The opponent is the faster of the two dense fp32 files, in
 onnxruntime and in OpenVINO with float32, at batch 64.
 
-Time: 12 minutes on one core, with 4 epochs and one seed; --full takes 30 epochs, an hour and a half.
+Time: 15 minutes on one core, with 4 epochs and one seed; --full takes 30 epochs, an hour and a half.
 """
 
 from __future__ import annotations
