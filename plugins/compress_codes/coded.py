@@ -80,6 +80,12 @@ class CodedTensor(nn.Module):
         """The tensors beside the codes."""
         return [part for part in (self.scale, self.zero, self.table) if part is not None]
 
+    def twin(self) -> CodedTensor:
+        """Another one with the same tensors, for a layer that shares the weight: they are saved once."""
+        found = CodedTensor(**self.arguments())
+        found._buffers = dict(self._buffers)
+        return found
+
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments."""
         found: dict[str, Any] = {"shape": self.shape, "bits": self.bits, "form": self.form}

@@ -41,7 +41,7 @@ def kmeans(values: Tensor, clusters: int, init: Init = "linear") -> Tensor:
         centroids = torch.lerp(ordered[0], ordered[-1], torch.linspace(0, 1, clusters, dtype=torch.float64))
     else:
         places = (torch.arange(clusters, dtype=torch.float64) + 0.5) / clusters * len(ordered)
-        centroids = ordered[places.long()].unique()
+        centroids = torch.unique(ordered[places.long()])
     before = None
     for _ in range(ITERATIONS):
         ends = torch.searchsorted(ordered, middles(centroids), right=True)
@@ -69,7 +69,8 @@ def codebook(values: Tensor, clusters: int, init: Init = "linear") -> Tensor:
     zero = values.new_zeros(1)
     if zeros.all():
         return zero
-    return torch.cat([kmeans(values[~zeros], clusters - 1, init), zero]).unique()
+    found: Tensor = torch.cat([kmeans(values[~zeros], clusters - 1, init), zero]).sort().values
+    return found
 
 
 def with_zero(levels: Tensor, weight: Tensor) -> Tensor:
@@ -142,8 +143,8 @@ class BookCoder(Coder):
 
     def coded(self, weight: Tensor) -> Tensor:
         """The level of each entry, with the gradient of the levels; what is zero stays zero."""
-        levels = self.levels.levels
-        levels = torch.where(self.levels.moves, levels, levels.detach())
+        trained = self.levels.levels
+        levels = torch.where(self.levels.moves, trained, trained.detach())
         found = levels[self.levels.places(weight.detach())]
         return found * (weight.detach() != 0)
 

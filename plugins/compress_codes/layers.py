@@ -139,7 +139,7 @@ class CodedConv(CodedLayer):
             self.stride,
             padding,
             self.dilation,
-            self.groups,  # type: ignore[arg-type]
+            self.groups,
         )
         return found
 
@@ -236,7 +236,7 @@ def transposed(layer: Any, input: Tensor, weight: Tensor, output_size: list[int]
         layer.padding,
         beyond,
         layer.groups,
-        layer.dilation,  # type: ignore[arg-type]
+        layer.dilation,
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from compress_codes.coded import CodedTensor, Shared, keep
 from compress_codes.layers import kept_layer
@@ -269,11 +269,11 @@ def _kept_layers(model: nn.Module, kept: dict[int, CodedTensor]) -> dict[int, nn
     for layer in list(model.modules()):
         if not isinstance(layer, Training):
             continue
-        own = {name: kept[id(coder)] for name, coder in layer.coders.items() if id(coder) in kept}
+        own = {name: kept[id(coder)].twin() for name, coder in layer.coders.items() if id(coder) in kept}
         if not own:
             make_real(layer)
         elif isinstance(layer, nn.RNNBase):
-            new[id(layer)] = kept_recurrent(layer, layer.kind, own)
+            new[id(layer)] = kept_recurrent(layer, own)
         else:
             new[id(layer)] = kept_layer(layer, layer.kind, own["weight"])
     return new

@@ -74,7 +74,7 @@ class PowerCoder(Coder):
         if self.incremental and portion > self.portion:
             self.portion = portion
             size = weight.abs().flatten()
-            place = min(int(round((1 - portion) * len(size))), len(size) - 1)
+            place = min(round((1 - portion) * len(size)), len(size) - 1)
             self.threshold.copy_(size.sort().values[place] if portion < 1 else torch.zeros_like(self.threshold))
 
     def coding(self, weight: Tensor) -> Coding:

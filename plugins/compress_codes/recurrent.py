@@ -19,7 +19,7 @@ class _Flat(nn.RNNBase):
     """What gives torch's forward the tensors of this moment."""
 
     @property
-    def _flat_weights(self) -> list[Tensor | None]:  # type: ignore[override]
+    def _flat_weights(self) -> list[Tensor | None]:
         return [self._tensor(name) for name in self._flat_weights_names]
 
     @_flat_weights.setter
@@ -96,9 +96,10 @@ def recurrent_arguments(layer: nn.RNNBase) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def kept_recurrent(layer: nn.RNNBase, kind: type[nn.RNNBase], coded: dict[str, CodedTensor]) -> CodedRecurrent:
+def kept_recurrent(layer: nn.RNNBase, coded: dict[str, CodedTensor]) -> CodedRecurrent:
     """The kept layer of a recurrent layer of torch; weights that are not in `coded` stay real."""
-    kept = REAL[kind](**recurrent_arguments(layer))
+    form = next(form for kind, form in REAL.items() if isinstance(layer, kind))
+    kept = form(**recurrent_arguments(layer))
     for name in layer._flat_weights_names:
         if name in coded:
             kept.coded[name] = coded[name]

@@ -3,7 +3,8 @@
     TWN     D = 0.7 mean |w|           w' = a sign(w) 1[|w| > D],                       a = mean of |w| where |w| > D
     TTQ     D = 0.05 max |w|           w' = W_p where w > D, -W_n where w < -D, else 0,  W_p and W_n learned
 
-a and D are those of a row: the whole weight, or an output channel. In training the real weights get TWN's gradient
+a and D are those of a row: the whole weight, or an output channel; the mean is over weights that are not zero, so that
+a removed channel changes nothing. In training the real weights get TWN's gradient
 straight through. TTQ's is W_p g, g and W_n g for weights above, between and below, and that of W_p is the sum of the
 gradients of the weights above, that of -W_n of those below. W_p and W_n begin as the means of these weights.
 
@@ -32,7 +33,8 @@ def ternarized(rows: Tensor) -> tuple[Tensor, Tensor]:
         rows: (rows, entries).
     """
     size = rows.abs()
-    large = size > TWN_SHARE * size.mean(1, keepdim=True)
+    there = (size > 0).sum(1, keepdim=True).clamp(min=1)
+    large = size > TWN_SHARE * size.sum(1, keepdim=True) / there
     scale = (size * large).sum(1) / large.sum(1).clamp(min=1)
     return rows.sign() * large, torch.where(scale > 0, scale, torch.ones_like(scale))
 

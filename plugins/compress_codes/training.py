@@ -129,7 +129,8 @@ class TrainingConv1d(Training, nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, in, L) -> (N, out, L')."""
-        return self._conv_forward(input, self.coded(), self.bias)
+        found: Tensor = self._conv_forward(input, self.coded(), self.bias)
+        return found
 
 
 class TrainingConv2d(Training, nn.Conv2d):
@@ -137,7 +138,8 @@ class TrainingConv2d(Training, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, in, H, W) -> (N, out, H', W')."""
-        return self._conv_forward(input, self.coded(), self.bias)
+        found: Tensor = self._conv_forward(input, self.coded(), self.bias)
+        return found
 
 
 class TrainingConv3d(Training, nn.Conv3d):
@@ -145,7 +147,8 @@ class TrainingConv3d(Training, nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, in, D, H, W) -> (N, out, D', H', W')."""
-        return self._conv_forward(input, self.coded(), self.bias)
+        found: Tensor = self._conv_forward(input, self.coded(), self.bias)
+        return found
 
 
 class _TrainingTransposed(Training):
@@ -218,6 +221,6 @@ def make_real(layer: Training) -> None:
     kind = layer.kind
     del layer.coders
     del layer.kind
-    layer.__class__ = kind
+    layer.__class__ = kind  # type: ignore[assignment]
     if isinstance(layer, nn.RNNBase):
         layer._flat_weights = [layer._parameters.get(name) for name in layer._flat_weights_names]
