@@ -12,6 +12,7 @@ from torch import nn
 
 from compress_core.errors import ModelError
 from compress_core.modes import unfused
+from compress_export.products import transpose_integer_weights
 from compress_export.signature import SIGNATURE, Signature
 from compress_export.tracing import Example, Traced, axis_name, quiet, reason, renamed, trace
 
@@ -41,6 +42,7 @@ def convert(
     _take_prefix_away(program)
     proto = program.model_proto
     check_opset(proto, opset)
+    transpose_integer_weights(proto.graph)
     strip(proto, (0, *free))
     onnx.helper.set_model_props(proto, {SIGNATURE: traced.signature.to_json()})
     try:

@@ -140,7 +140,7 @@ def test_every_kind_of_layer_becomes_real_again_with_the_same_integers(name):
         ("volumes", {"QLinearConv": 2, "QGemm": 1}, {}),
         ("upwards", {"QLinearConv": 1, "QGemm": 1}, {"ConvTranspose": 2}),
         ("words", {"QGemm": 1}, {"GRU": 1}),
-        ("attention", {}, {"Softmax": 2}),
+        ("attention", {"MatMulIntegerToFloat": 13, "QGemm": 1}, {"Softmax": 2, "MatMul": 2, "FusedMatMul": 2}),
     ],
 )
 def test_onnxruntime_computes_with_the_integers_where_it_has_a_kernel(name, integer, real, tmp_path):
