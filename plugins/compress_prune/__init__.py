@@ -73,8 +73,7 @@ class Prune(TrainingTechnique):
     """Whether `amount` holds for each layer, for all together, or is dealt out by their shapes or what each costs."""
     density: float = Field(default=0.0, ge=0, le=4)
     """For single weights: the power of (row density * column density / density^2) by which scores are multiplied, anew
-    each time that some go. Whole rows and columns empty out, and files pack smaller; 0.25 is a good choice where scores
-    grow in proportion to weights."""
+    each time that some go. Whole rows and columns empty out, and files pack smaller. 0 leaves scores alone."""
     schedule: Literal["gradual", "one-shot", "surgery", "rigl", "iterative", "lottery", "progressive"] = "gradual"
     """Whether the share rises while the network trains, all goes at once, weights may come back, or it takes rounds."""
     start: float = Field(default=0.0, ge=0, lt=1)
