@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from compress_core.errors import ModelError
 from compress_core.modes import evaluating
 from compress_quantize.affine import per_channel
 from compress_quantize.bias_correction import correct_biases
@@ -64,12 +65,16 @@ def quantize_after_training(
 
     Returns:
         how many BatchNorms were folded, and what to say.
+
+    Raises:
+        ModelError: the values on an edge are not finite.
     """
     said = []
     norms = fold_norms(model) if refinement.folds else 0
     if refinement.equalize:
         said.append(_equalized(model, forwards[0]))
     calibrate(model, [partial(forward, model) for forward in forwards])
+    _check_finite(model)
     if not (refinement.rounding_steps or refinement.correct_bias):
         return norms, said
     real = real_copy(model)
@@ -87,6 +92,17 @@ def quantize_after_training(
         if refinement.correct_bias:
             said.append(f"the biases of {correct_biases(model, real, calls, forwards)} layers are corrected")
     return norms, said
+
+
+def _check_finite(model: nn.Module) -> None:
+    """Refuse values that nothing can be fitted to, before anything is."""
+    for path, quantizer in quantizers(model).items():
+        if not torch.isfinite(quantizer.high - quantizer.low):
+            raise ModelError(
+                "the values that pass while it calibrates are not finite",
+                where=path,
+                mend="look for NaN or infinity in the weights and the training data",
+            )
 
 
 @torch.no_grad()
@@ -129,7 +145,10 @@ def _same(one: object, other: object) -> bool:
     match one:
         case Tensor():
             assert isinstance(other, Tensor)
-            return torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()) + 1e-9)
+            one, other = one.double(), other.double()
+            finite = one[torch.isfinite(one)]
+            largest = float(finite.abs().max()) if len(finite) else 0.0
+            return torch.allclose(one, other, rtol=1e-3, atol=1e-4 * largest + 1e-9, equal_nan=True)
         case dict():
             assert isinstance(other, dict)
             return all(_same(value, other[key]) for key, value in one.items())
@@ -156,7 +175,7 @@ def _round_adaptively(networks: _Networks, path: str, *, calls: int, steps: int,
     weight, scale, highest = layer.get_parameter("weight"), layer.weight_scale(), layer.grid.highest
     read = inputs_of(networks.rounded, path, networks.forwards, calls=calls)
     inputs = inputs_of(networks.real, path, networks.forwards, calls=calls)
-    wanted = torch.cat([respond(layer, x, weight) for x in inputs.split(ROWS)])
+    wanted = torch.cat([respond(layer, x, weight) for x in torch.split(inputs, ROWS)])
     goal = Reconstruction(partial(respond, layer), read, wanted, channel_axis(layer, wanted), layer.rectified)
     batch = ROWS if isinstance(layer, nn.Linear) else EXAMPLES
     spread = per_channel(scale, weight.ndim)

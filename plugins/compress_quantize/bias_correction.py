@@ -33,9 +33,7 @@ def correct_biases(model: nn.Module, real: nn.Module, calls: Mapping[str, int], 
         layer = model.get_submodule(path)
         wanted, given = (mean_outputs(network, path, forwards, calls=count) for network in (real, model))
         shift = (wanted - given).to(layer.get_parameter("weight").dtype)
-        if layer._parameters.get("bias") is None:
-            layer.bias = nn.Parameter(
-                torch.zeros_like(shift), requires_grad=layer.get_parameter("weight").requires_grad
-            )
-        layer.get_parameter("bias").add_(shift)
+        bias = layer._parameters.get("bias")
+        trains = layer.get_parameter("weight").requires_grad
+        layer.bias = nn.Parameter(shift if bias is None else bias + shift, requires_grad=trains)
     return len(calls)

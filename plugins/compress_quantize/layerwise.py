@@ -25,10 +25,10 @@ class _Enough(Exception):
 def real_copy(model: nn.Module) -> nn.Module:
     """A copy whose layers compute with their real weights; its quantizers pass everything on."""
     copy = deepcopy(model).eval()
-    kinds = {training: kind for kind, training in TRAINING.items()}
+    kinds: dict[type[nn.Module], type[nn.Module]] = {training: kind for kind, training in TRAINING.items()}
     for module in copy.modules():
-        if isinstance(module, Training):
-            module.__class__ = kinds[type(module)]
+        if kind := kinds.get(type(module)):
+            module.__class__ = kind
         elif isinstance(module, ActivationQuantizer):
             module.active = False
     return copy

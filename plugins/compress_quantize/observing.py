@@ -68,10 +68,13 @@ class Observing:
 
 
 def value_range(x: Tensor, percentile: float = 100.0) -> tuple[Tensor, Tensor]:
-    """The range that holds `percentile` per cent of the values above its low end, and of those below its high end."""
+    """The range that holds `percentile` per cent of the values above its low end, and of those below its high end.
+
+    Values that are not finite are no outliers: with them, the range is that of all.
+    """
     flat = x.detach().float().flatten()
-    if percentile >= 100.0:
-        low, high = torch.aminmax(flat)
+    low, high = torch.aminmax(flat)
+    if percentile >= 100.0 or not torch.isfinite(high - low):
         return low, high
     rank = max(1, round(len(flat) * percentile / 100))
     return flat.kthvalue(len(flat) - rank + 1).values, flat.kthvalue(rank).values
@@ -179,9 +182,8 @@ def least_divergence_range(histogram: Histogram, levels: int) -> tuple[Tensor, T
     counts = magnitudes(histogram)
     if len(counts) <= steps:
         return histogram.low, histogram.high
-    sizes = torch.linspace(steps, len(counts), THRESHOLDS).round().long().unique()
-    found = [divergence(counts, int(size), steps) for size in sizes]
-    size = int(sizes[int(torch.tensor(found).argmin())])
+    sizes = sorted(set(torch.linspace(steps, len(counts), THRESHOLDS).round().long().tolist()))
+    size = min(sizes, key=lambda size: divergence(counts, size, steps))
     threshold = torch.tensor(size * histogram.width, dtype=torch.float32, device=histogram.low.device)
     return torch.maximum(histogram.low, -threshold), torch.minimum(histogram.high, threshold)
 

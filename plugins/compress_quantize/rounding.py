@@ -114,8 +114,7 @@ def adaptive_integers(
             loss = goal.error(integers * scale, chosen)
             if step >= WARM_UP * steps:
                 loss = loss + STRENGTH * undecided(share[free], beta_at((step + 1) / steps))
-            optimizer.zero_grad()
-            loss.backward()
+            (logit.grad,) = torch.autograd.grad(loss, [logit])
             optimizer.step()
     learned = torch.where(free, (down + (relaxed(logit.detach()) >= 0.5)).clamp(-highest, highest), nearest)
     better = goal.whole_error(learned * scale) < goal.whole_error(nearest * scale)

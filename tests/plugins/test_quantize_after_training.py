@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from compress_quantize import Quantize
+from compress_quantize import Quantize, after_training
 from compress_quantize.after_training import fold_norms
 from compress_quantize.bias_correction import correct_biases
 from compress_quantize.converting import calibrate, make_quantizable, quantizers
@@ -31,6 +32,8 @@ from torch.nn import functional as F
 
 from compress_core.applying import apply_techniques
 from compress_core.artifact import load, save
+from compress_core.data import Columns
+from compress_core.errors import ModelError
 from compress_core.masks import masked_tensors
 from tests.plugins.test_quantize import Epochs, accuracy, trained
 from tests.support import make_run
@@ -283,3 +286,37 @@ def test_a_network_that_trained_with_rounding_is_not_refined_after_it():
     said: list[str] = []
     apply_techniques(trained("mlp"), [Quantize(equalize=True), Epochs(epochs=1)], make_run(teller=said.append))
     assert any("has trained with rounding: not equalized" in line for line in said)
+
+
+def spoiled(value):
+    """A run of which one calibration picture holds a value that is not finite."""
+    run = make_run()
+    train = run.splits.train
+    pictures = train.column("image").clone()
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(run.seed))
+    pictures[order[5], 0, 0, 0] = value
+    columns = Columns({"image": pictures, "label": train.column("label")})
+    return replace(run, splits=replace(run.splits, train=columns))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("observer", ["minmax", "percentile", "mse"])
+def test_data_that_are_not_finite_are_refused_where_they_enter_before_anything_is_fitted(value, observer, monkeypatch):
+    monkeypatch.setattr(after_training, "adaptive_integers", lambda *_, **__: pytest.fail("it fits to NaN"))
+    refined = Quantize(observer=observer, equalize=True, rounding="adaptive", correct_bias=True)
+    with pytest.raises(ModelError, match="while it calibrates are not finite") as error:
+        apply_techniques(trained("mlp"), [refined], spoiled(value))
+    assert error.value.where == "layers.1.input_quantizer"
+
+
+def test_a_bias_that_two_layers_share_is_corrected_for_each():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
+    model[3].bias = model[1].bias
+    model, forwards = prepared(model, Numbers(widths=Widths(3, 8, 3)))
+    real = real_copy(model)
+    calls = order_of_calls(model, forwards[0])
+    correct_biases(model, real, calls, forwards)
+    for path in calls:
+        wanted = mean_outputs(real, path, forwards)
+        assert torch.allclose(mean_outputs(model, path, forwards), wanted, atol=1e-5)
