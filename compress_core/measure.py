@@ -5,7 +5,7 @@ Timing is in `timing.py`: it needs several networks in one process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from math import inf, isfinite, nan
 from pathlib import Path
@@ -190,18 +190,36 @@ def bootstrap(metric: Any, logits: Tensor, target: Tensor) -> tuple[float, float
 
 
 def counts(model: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]]) -> Counts:
-    """Parameters, parameters that are not zero, and MACs for one example."""
+    """Parameters, parameters that are not zero, and MACs for one example.
+
+    Tensors that hold weights in another form count as the weights that they stand for, if their module has the method
+    `stands_for`.
+    """
     arguments, keywords = example
     size = next(len(value) for value in _tensors((arguments, keywords)))
     plain = sdpa_kernel(SDPBackend.MATH)  # the counter does not know the fused attention of the CPU
     with evaluating(model), unfused(), plain, torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(*arguments, **keywords)
-    parameters = list(model.parameters())
-    return Counts(
-        parameters=sum(parameter.numel() for parameter in parameters),
-        nonzero=sum(int(torch.count_nonzero(parameter)) for parameter in parameters),
-        macs=counter.get_total_flops() // (2 * size),
-    )
+    parameters = nonzero = 0
+    for weight in _weights(model):
+        parameters += weight.numel()
+        nonzero += int(torch.count_nonzero(weight))
+    return Counts(parameters, nonzero, macs=counter.get_total_flops() // (2 * size))
+
+
+@torch.no_grad()
+def _weights(model: nn.Module) -> Iterator[Tensor]:
+    """The parameters, and what other tensors stand for, each shared one once."""
+    seen: set[int] = set()
+    for module in model.modules():
+        stands_for = getattr(module, "stands_for", None)
+        meant: Mapping[str, Tensor] = stands_for() if callable(stands_for) else {}
+        own = {name: tensor for name, tensor in module._parameters.items() if tensor is not None}
+        for name in {**own, **meant}:
+            tensor = own[name] if name in own else module.get_buffer(name)
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield meant.get(name, tensor)
 
 
 def _tensors(value: Any) -> Iterable[Tensor]:

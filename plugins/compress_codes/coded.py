@@ -76,6 +76,10 @@ class CodedTensor(nn.Module):
         )
         return found
 
+    def stands_for(self) -> dict[str, Tensor]:
+        """The real numbers, which the core counts in the place of the codes."""
+        return {"codes": self()}
+
     def extras(self) -> list[Tensor]:
         """The tensors beside the codes."""
         return [part for part in (self.scale, self.zero, self.table) if part is not None]

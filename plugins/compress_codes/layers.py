@@ -52,13 +52,18 @@ class CodedLayer(nn.Module):
         return {"weight": self.coded}
 
     @torch.no_grad()
-    def reopened(self) -> nn.Module:
-        """The layer of torch with the numbers that the codes stand for, ready to train."""
+    def reopened(self, shared: dict[int, nn.Parameter]) -> nn.Module:
+        """The layer of torch with the numbers that the codes stand for, ready to train.
+
+        Args:
+            shared: the weights that are real again, by the `id` of their codes; layers with the same codes share one.
+        """
         weight = self.weight
         layer: nn.Module = nn.utils.skip_init(  # type: ignore[no-untyped-call]
             self.REAL, **self.arguments(), device=weight.device
         )
         layer.get_parameter("weight").copy_(weight)
+        layer.register_parameter("weight", shared.setdefault(id(self.coded.codes), layer.get_parameter("weight")))
         if self._parameters.get("bias") is not None:
             layer.get_parameter("bias").copy_(self.get_parameter("bias"))
         for tensor in vars(self).get(MARK, ()):

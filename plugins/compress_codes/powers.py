@@ -10,9 +10,10 @@ fixed to powers of two, while the others train on with it; then half of the rest
 What is fixed has no gradient; which weights these are is known by a threshold on their magnitude. At once, gradients
 pass straight through.
 
-Sources: Zhou et al. 2017, Incremental Network Quantization, eq. 1-4 and sec. 3.1 (there a code of zero is shorter, so
-that b bits give one level more); Miyashita et al. 2016, Convolutional Neural Networks using Logarithmic Data
-Representation, sec. 3 (levels). Ranges: b from 2 to 6. Cost: one pass.
+Sources: Zhou et al. 2017, Incremental Network Quantization, eq. 1-4 and sec. 3.1 (there one more bit is set aside for
+zero: m is 2^(b-2) there, while here all codes of b bits are used, one of them for zero); Miyashita et al. 2016,
+Convolutional Neural Networks using Logarithmic Data Representation, sec. 3 (levels). Ranges: b from 2 to 6. Cost: one
+pass.
 """
 
 from __future__ import annotations

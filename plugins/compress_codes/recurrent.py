@@ -51,14 +51,21 @@ class CodedRecurrent(_Flat):
         return {name: module for name, module in self.coded.items() if isinstance(module, CodedTensor)}
 
     @torch.no_grad()
-    def reopened(self) -> nn.Module:
-        """The layer of torch with the numbers that the codes stand for, ready to train."""
+    def reopened(self, shared: dict[int, nn.Parameter]) -> nn.Module:
+        """The layer of torch with the numbers that the codes stand for, ready to train.
+
+        Args:
+            shared: the weights that are real again, by the `id` of their codes; layers with the same codes share one.
+        """
         kind = next(entry for entry in REAL if isinstance(self, entry))
-        layer = kind(**recurrent_arguments(self)).to(next(self.buffers()).device)
+        with torch.random.fork_rng(devices=[]):
+            layer = kind(**recurrent_arguments(self)).to(next(self.buffers()).device)
         for name in self._flat_weights_names:
             tensor = self._tensor(name)
             assert tensor is not None
             layer.get_parameter(name).copy_(tensor)
+        for name, coded in self.coded_tensors().items():
+            setattr(layer, name, shared.setdefault(id(coded.codes), layer.get_parameter(name)))
         for tensor_name in vars(self).get(MARK, ()):
             hold_zeros(layer, tensor_name)
         return layer.train(self.training)

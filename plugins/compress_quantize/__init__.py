@@ -221,10 +221,10 @@ class Quantize(TrainingTechnique):
 
 
 class Dequantize(Technique):
-    """Turn layers of integers into real ones again, so that the network can be trained, pruned or factorized.
+    """Turn layers of integers or codes into real ones again, so that the network can be trained, pruned or factorized.
 
-    The weights are the numbers that the integers stand for, and quantizing them again untouched gives the same
-    integers, unless their steps were learned. Rounding of activations goes; a folded BatchNorm stays folded.
+    The weights are the numbers that these stand for. Integers that are quantized again untouched come out the same,
+    unless their steps were learned. Rounding of activations goes; a folded BatchNorm stays folded.
     """
 
     name = "dequantize"
@@ -235,8 +235,8 @@ class Dequantize(Technique):
         from compress_quantize.finishing import hold_reals
 
         model, count = hold_reals(model)
-        said = f"{count} layers are real again" if count else "the network has no layer of integers: nothing changed"
-        run.say(f"dequantize: {said}")
+        nothing = "the network has no layer of integers or codes: nothing changed"
+        run.say(f"dequantize: {f'{count} layers are real again' if count else nothing}")
         return model
 
 

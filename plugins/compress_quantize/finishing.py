@@ -17,9 +17,9 @@ from compress_core.masks import MARK, hold_zeros
 from compress_quantize.converting import quantizers
 from compress_quantize.folding import Normalization
 from compress_quantize.graph import Graph, without
-from compress_quantize.layers import KEPT, Training, freeze, quantizer_of, reopen
+from compress_quantize.layers import Training, freeze, quantizer_of
 from compress_quantize.observers import ActivationQuantizer, Quantizer
-from compress_quantize.weight_only import HeldLayer, hold, planned
+from compress_quantize.weight_only import hold, planned
 
 
 def hold_integers(model: nn.Module) -> tuple[nn.Module, int, int]:
@@ -112,14 +112,15 @@ def replace_modules(model: nn.Module, new: Mapping[int, nn.Module]) -> None:
 
 
 def hold_reals(model: nn.Module) -> tuple[nn.Module, int]:
-    """Ordinary layers again for those of integers, without quantizers; returns how many there were."""
+    """Ordinary layers again for those of integers, without quantizers; returns how many there were.
+
+    Layers of other plugins become real too, if they have the method `reopened`.
+    """
     new: dict[int, nn.Module] = {}
+    shared: dict[int, nn.Parameter] = {}
     for module in model.modules():
-        if isinstance(module, KEPT):
-            new[id(module)] = reopen(module)
-            _keep_marks(module, new[id(module)])
-        elif isinstance(module, HeldLayer):
-            new[id(module)] = module.reopened()
+        if callable(reopened := getattr(module, "reopened", None)):
+            new[id(module)] = reopened(shared)
     for module in model.modules():
         if isinstance(module, Graph):
             gone = [name for name, child in module._modules.items() if isinstance(child, Quantizer)]

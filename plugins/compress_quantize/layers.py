@@ -15,6 +15,7 @@ import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decom
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compress_core.masks import MARK, hold_zeros
 from compress_quantize.affine import (
     BIAS_HIGHEST,
     BIAS_LOWEST,
@@ -231,6 +232,25 @@ class _Kept(nn.Module):
         """The bias (out,) as real numbers."""
         return None if self.bias is None else _dequantize(self.bias, self.bias_scale, None, BIAS_LOWEST, BIAS_HIGHEST)
 
+    def stands_for(self) -> dict[str, Tensor]:
+        """The real weight, where bytes hold several integers; the core counts it in their place."""
+        return {"weight": self.real_weight()} if self._packed else {}
+
+    @torch.no_grad()
+    def reopened(self, shared: dict[int, nn.Parameter]) -> nn.Module:
+        """The layer of torch with the numbers that the integers stand for, ready to train; it shares no weight."""
+        arguments = {name: value for name, value in self.arguments().items() if name != "bits"}
+        kind = next(real for real, kept in _KINDS.items() if kept is type(self))
+        layer: nn.Module = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+            kind, **arguments, device=self.weight.device
+        )
+        layer.get_parameter("weight").copy_(self.real_weight())
+        if (bias := self.real_bias()) is not None:
+            layer.get_parameter("bias").copy_(bias)
+        for tensor in vars(self).get(MARK, ()):
+            hold_zeros(layer, tensor)
+        return layer.train(self.training)
+
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments."""
         found = {**{name: getattr(self, name) for name in self.GEOMETRY}, "bias": self.bias is not None}
@@ -370,20 +390,6 @@ def _empty(layer: Layer, *, bias: bool) -> _Kept:
         bias=bias,
         bits=bits,
     )
-
-
-@torch.no_grad()
-def reopen(kept: _Kept) -> Layer:
-    """The ordinary layer of a kept one: the real numbers that the integers stand for, ready to train."""
-    arguments = {name: value for name, value in kept.arguments().items() if name != "bits"}
-    kinds = {held: real for real, held in _KINDS.items()}
-    layer: Layer = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-        kinds[type(kept)], **arguments, device=kept.weight.device
-    )
-    layer.weight.copy_(kept.real_weight())
-    if (bias := kept.real_bias()) is not None and layer.bias is not None:
-        layer.bias.copy_(bias)
-    return layer.train(kept.training)
 
 
 def quantizer_of(observer: ActivationQuantizer) -> Quantizer:

@@ -87,7 +87,7 @@ class HeldLayer(nn.Module):
             hold_zeros(self, name)
 
     @torch.no_grad()
-    def reopened(self) -> nn.Module:
+    def reopened(self, shared: dict[int, nn.Parameter]) -> nn.Module:
         """The layer of torch with the numbers that the integers stand for, ready to train."""
         with torch.random.fork_rng(devices=[]):
             layer = self.REAL(**self.arguments()).to(next(self.parameters()).device)

@@ -331,7 +331,7 @@ def test_coded_layers_reopen_as_torchs_own():
         small = apply_techniques(model, [WeightOnly(bits=4)], make_run())
         for path, module in small.named_modules():
             if hasattr(module, "coded_tensors"):
-                real = module.reopened()
+                real = module.reopened({})
                 assert type(real) is type(model.get_submodule(path))
                 assert all(parameter.requires_grad for parameter in real.parameters())
                 for name, tensor in module.coded_tensors().items():

@@ -15,7 +15,7 @@ from compress_quantize.affine import (
 )
 from compress_quantize.finishing import normalization_of
 from compress_quantize.folding import Integers, Normalization, fold, with_integer_bias
-from compress_quantize.layers import QuantizedConv2d, TrainingConv2d, freeze, integers_of, make_trainable, reopen
+from compress_quantize.layers import QuantizedConv2d, TrainingConv2d, freeze, integers_of, make_trainable
 from compress_quantize.observers import ActivationQuantizer, Quantizer
 from compress_quantize.observing import value_range
 from hypothesis import given, settings
@@ -193,7 +193,7 @@ def test_a_kept_convolution_computes_what_its_training_layer_computes(options):
     assert kept.weight.dtype == torch.int8
     x = normal(2, 4, 9, 9)
     assert torch.allclose(kept(x), layer(x), atol=1e-3 if layer.bias is not None else 1e-5)
-    opened = reopen(kept)
+    opened = kept.reopened({})
     assert type(opened) is nn.Conv2d
     assert torch.allclose(opened(x), kept(x), atol=1e-5)
 
