@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +29,27 @@ WIDTH = 160
 """Of a table that is written into a file or a pipe."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
+Source = Annotated[Path, typer.Argument(help="A safetensors file, or a folder with one, or with shards and an index.")]
+Target = Annotated[Path, typer.Argument(help="A new file NAME.safetensors, or a new folder.")]
+ShardSize = Annotated[
+    float | None, typer.Option(min=0.001, help="Of a folder's shards, in GB of 10^9 bytes; 5 unless told.")
+]
+
+
+class Others(StrEnum):
+    """What becomes of real numbers that do not become integers."""
+
+    keep = "keep"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+class Real(StrEnum):
+    """What restored weights are."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
 
 
 @app.command(epilog="Example: `compress plugins prune`")
@@ -138,6 +162,74 @@ def unpack(
     with ending_with_status():
         unpack_file(file, folder)
         typer.echo(f"unpacked {file} into {folder}")
+
+
+@app.command(epilog="Example: `compress shrink llama llama-int8 --exclude '*embed*' --others bfloat16`")
+def shrink(
+    source: Source,
+    target: Target,
+    *,
+    group: Annotated[int | None, typer.Option(min=1, help="Numbers of a row that share a scale.")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Only tensors whose names fit, such as `*.weight`.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Not those whose names fit.")] = None,
+    least: Annotated[int, typer.Option(min=1, help="Smaller tensors stay.")] = 4096,
+    others: Annotated[Others, typer.Option(help="What the other real numbers become.")] = Others.keep,
+    shard_size: ShardSize = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rewrite a checkpoint of any size to 8-bit integers with scales, tensor by tensor, without a recipe.
+
+    Tensors with two or more axes become NAME, in int8, and NAME_scale, in float32; one scale per row.
+    """
+    from compress_core.checkpoints import shrink as rewrite
+
+    with ending_with_status(), _progress() as watch:
+        found = rewrite(
+            source,
+            target,
+            group=group,
+            include=include or (),
+            exclude=exclude or (),
+            least=least,
+            others=others.value,
+            shard_size=_bytes(shard_size),
+            watch=watch,
+        )
+    typer.echo(found.summary()) if not as_json else _show(found.to_dict())
+
+
+@app.command(epilog="Example: `compress restore llama-int8 llama-fp16 --dtype float16`")
+def restore(
+    source: Source,
+    target: Target,
+    *,
+    dtype: Annotated[Real, typer.Option(help="Of the restored weights.")] = Real.float32,
+    shard_size: ShardSize = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rewrite what `compress shrink` has written to real numbers again, which every loader knows."""
+    from compress_core.checkpoints import restore as rewrite
+
+    with ending_with_status(), _progress() as watch:
+        found = rewrite(source, target, dtype=dtype.value, shard_size=_bytes(shard_size), watch=watch)
+    typer.echo(found.summary()) if not as_json else _show(found.to_dict())
+
+
+def _bytes(gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else int(gigabytes * 1_000_000_000)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, and nothing elsewhere; it is told how many bytes have just been done, and of how many."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, advance=done, total=total)
 
 
 def _show(what: Any) -> None:

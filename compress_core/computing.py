@@ -45,6 +45,7 @@ ASIDE = frozenset(
     {
         "__init__",  # names only
         "catalog",  # finds plugins, whose sources are hashed themselves
+        "checkpoints",  # rewrites files that no step reads
         "cleaning",  # takes away what no recipe names
         "cli",
         "computing",
