@@ -192,7 +192,7 @@ def test_shared_weights_and_odd_padding_stay_real_with_a_reason():
 
     model, report = prepared(Tied(), torch.zeros(2, 3, dtype=torch.int64))
     assert report.left == {
-        "embed": "Embedding has no integer form",
+        "embed": "its weight is shared with another module",
         "conv": "it pads with 'circular'",
         "head": "its weight is shared with another module",
         "idle": "the example does not reach it",
