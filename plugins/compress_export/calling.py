@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from compress_core.errors import ArtifactError, ModelError
 from compress_export.signature import Signature, Tree, bind, flatten, rebuild
+
+_PLACE = re.compile(r"Exception from \S+:\d+:$|Check '.*' failed at \S+:\d+:$")
 
 Compute = Callable[[list[Tensor]], Sequence[Tensor]]
 """The tensors of the output for the tensors of the arguments, both in the order in which the signature lists them."""
@@ -82,8 +85,9 @@ def signature_in(text: str | None, path: str) -> Signature:
 
 
 def first_line(error: Exception) -> str:
-    """Of its message, the first line that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """Of its message, the first line that says something: none that names a place in OpenVINO's own code."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not _PLACE.match(line)), lines[0] if lines else type(error).__name__)
 
 
 def _shown(tree: Tree) -> str:

@@ -76,8 +76,9 @@ class Grid(TrainingTechnique):
             return model
         found = [model.get_parameter(name).detach() for name in latent.levels]
         total, left = sum(one.numel() for one in found), sum(int(one.count_nonzero()) for one in found)
+        most = 2 * max(latent.levels.values()) + 1
         run.say(
-            f"grid: {total} numbers in {len(found)} tensors lie on at most {2 * self.levels + 1} levels, "
+            f"grid: {total} numbers in {len(found)} tensors lie on at most {most} levels, "
             f"{total - left} of them on zero"
         )
         return model

@@ -64,7 +64,7 @@ class Quantize(TrainingTechnique):
     `percentile`; what lies beyond is cut off. 99.99 unless given."""
     granularity: Literal["channel", "tensor"] = "channel"
     """Whether each output channel of a weight has a scale of its own, or the tensor one; for `tensor`, BatchNorms are
-    folded before anything else."""
+    folded before anything else. A training folds them at its end, and channels get scales of their own again."""
     weight_range: Literal["max", "mse"] = "max"
     """Whether a weight's scale holds its whole range or makes the least squared error."""
     equalize: bool = False
@@ -194,6 +194,10 @@ class Quantize(TrainingTechnique):
             f"quantize: {layers} layers hold {_widths(model)} integers, {norms + folded} BatchNorms are folded, "
             f"{edges} edges rounded"
         )
+        if norms and self.granularity == "tensor":
+            run.say(
+                f"quantize: {norms} layers have a scale per channel: their BatchNorms were folded after the training"
+            )
         return model
 
     def _calibrate(self, model: nn.Module, run: Run) -> int:

@@ -3,7 +3,8 @@
     b' = b + E[W x] - E[W' x']
 
 x is what the layer reads in the real network and x' what it reads behind rounded layers whose biases are corrected
-already; both means are taken over the calibration batches, layer by layer in the order of the forward.
+already; both means are taken over the calibration batches, layer by layer in the order of the forward. A removed bias
+stays zero.
 
 Sources: Nagel et al. 2019, Data-Free Quantization, sec. 4.2 and appendix D (empirical correction); Banner et al.
 2019, Post Training 4-bit Quantization, sec. 3.3. Cost: a forward up to each layer for each batch, twice.
@@ -16,6 +17,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from compress_core.masks import MARK
 from compress_quantize.layerwise import Forward, mean_outputs
 
 
@@ -35,5 +37,8 @@ def correct_biases(model: nn.Module, real: nn.Module, calls: Mapping[str, int], 
         shift = (wanted - given).to(layer.get_parameter("weight").dtype)
         bias = layer._parameters.get("bias")
         trains = layer.get_parameter("weight").requires_grad
-        layer.bias = nn.Parameter(shift if bias is None else bias + shift, requires_grad=trains)
+        corrected = shift if bias is None else bias + shift
+        if bias is not None and "bias" in vars(layer).get(MARK, ()):
+            corrected[bias == 0] = 0
+        layer.bias = nn.Parameter(corrected, requires_grad=trains)
     return len(calls)

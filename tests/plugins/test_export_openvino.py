@@ -169,3 +169,9 @@ def test_without_openvino_the_extra_is_named_before_anything_runs(exported, tmp_
     recipe.write_text(RECIPE)
     with pytest.raises(RecipeError, match=r"compress-core\[openvino\]"):
         read_recipe(recipe)
+
+
+def test_an_input_that_does_not_fit_is_refused_with_both_shapes(exported):
+    call = OpenVino().load(exported["conv"][1], threads=1)
+    with pytest.raises(ModelError, match=r"shape=\[\?,1,8,8\].*shape=\(4\.1\.7\.8\)"):
+        call(IMAGE[:4, :, :7])

@@ -74,9 +74,11 @@ def test_no_step_of_a_fine_search_has_less_error_by_much():
 
 
 def test_a_training_leaves_every_weight_on_few_levels_of_a_step_that_has_moved():
-    run, levels = make_run(), 3
+    said: list[str] = []
+    run, levels = make_run(teller=said.append), 3
     before = {place.name: least_error_step(place.parameter.detach(), levels) for place in weights(make("mlp"))}
     model = apply_techniques(make("mlp"), [Grid(levels=levels, bias_levels=7), Epochs(epochs=4)], run)
+    assert "lie on at most 15 levels" in said[-1]
     for place in weights(model):
         assert levels_of(place.parameter) <= 2 * levels + 1
         assert on_steps(place.parameter, levels)

@@ -34,7 +34,7 @@ from compress_core.applying import apply_techniques
 from compress_core.artifact import load, save
 from compress_core.data import Columns
 from compress_core.errors import ModelError
-from compress_core.masks import masked_tensors
+from compress_core.masks import hold_zeros, masked_tensors
 from tests.plugins.test_quantize import Epochs, accuracy, trained
 from tests.support import make_run
 
@@ -268,6 +268,20 @@ def test_one_scale_for_the_whole_tensor_behind_a_folded_norm_too():
     assert accuracy(small, make_run()) >= accuracy(trained("conv"), make_run()) - 0.02
 
 
+def test_a_training_with_one_step_for_the_tensor_says_where_folded_norms_give_channels_their_own():
+    said: list[str] = []
+    run = make_run(teller=said.append, max_batches=2)
+    model = apply_techniques(trained("conv"), [Quantize(granularity="tensor"), Epochs(epochs=1)], run)
+    scales = [len(module.scale.unique()) for module in model.modules() if isinstance(module, KEPT)]
+    assert said[-1] == (
+        f"quantize: {sum(count > 1 for count in scales)} layers have a scale per channel: "
+        "their BatchNorms were folded after the training"
+    )
+    said.clear()
+    apply_techniques(trained("conv"), [Quantize(granularity="tensor")], make_run(teller=said.append))
+    assert not any("scale per channel" in line for line in said)
+
+
 def test_all_refinements_together_survive_the_artifact_and_say_what_they_did(tmp_path):
     said: list[str] = []
     run = make_run(teller=said.append)
@@ -320,3 +334,13 @@ def test_a_bias_that_two_layers_share_is_corrected_for_each():
     for path in calls:
         wanted = mean_outputs(real, path, forwards)
         assert torch.allclose(mean_outputs(model, path, forwards), wanted, atol=1e-5)
+
+
+def test_a_removed_bias_stays_removed_when_biases_are_corrected():
+    model = deepcopy(trained("mlp"))
+    with torch.no_grad():
+        model.layers[1].bias[:5] = 0
+    hold_zeros(model.layers[1], "bias")
+    small = apply_techniques(model, [Quantize(bits=3, outer_bits=3, correct_bias=True)], make_run())
+    assert (small.layers[1].bias[:5] == 0).all()
+    assert (small.layers[1].bias[5:] != 0).all()
