@@ -1,4 +1,8 @@
-"""What `config.json` says of the integers, in the words of compressed-tensors."""
+"""What `config.json` says of the integers, in the words of compressed-tensors.
+
+The format stands in the group as well: without it, compressed-tensors 0.20 infers another one, looks for packed
+weights, and the loader starts the layers anew at random.
+"""
 
 from __future__ import annotations
 
@@ -45,12 +49,13 @@ def _quantization(rounded: Sequence[Tensor], group: int | None) -> dict[str, Any
     weights = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": False}
     grid = {"strategy": "group", "group_size": group} if group else {"strategy": "channel"}
     layers = sorted(one.name.removesuffix(".weight") for one in rounded if one.name.endswith(".weight"))
+    scheme = {"format": FORMAT, "targets": layers, "weights": weights | grid}
     return {
         "quant_method": METHOD,
         "format": FORMAT,
         "quantization_status": "compressed",
         "ignore": [],
-        "config_groups": {"group_0": {"targets": layers, "weights": weights | grid}},
+        "config_groups": {"group_0": scheme},
     }
 
 

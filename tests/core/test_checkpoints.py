@@ -172,6 +172,7 @@ def test_shards_are_written_as_hugging_face_reads_them(sharded: Path) -> None:
     assert config["model_type"] == "small"
     group = config["quantization_config"]["config_groups"]["group_0"]
     assert (group["targets"], group["weights"]["strategy"]) == (["a", "conv"], "channel")
+    assert group["format"] == config["quantization_config"]["format"] == "int-quantized"
     assert not (out / "pytorch_model.bin").exists()
     restore(out, back)
     assert json.loads((back / "config.json").read_text()) == {"model_type": "small"}
