@@ -178,6 +178,8 @@ def _why_real(path: str, module: nn.Module, shared: set[str], calls: Mapping[str
     plain = [name for name, tensor in module._parameters.items() if tensor is not None and tensor.ndim >= 2]
     if not plain or hasattr(module, "parametrizations"):
         return "its weight is no plain parameter"
+    if type(module) in TRAINING and module.get_parameter(plain[0]).dtype == torch.float64:
+        return "it computes in float64, and what integers stand for is float32"
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return f"it pads with {module.padding_mode!r}"
     used = any(_join(path, name) in shared for name in plain)

@@ -231,3 +231,18 @@ def test_weights_that_are_not_finite_are_refused_by_name():
     model.lstm.weight_hh_l0.data[0, 0] = float("nan")
     with pytest.raises(ModelError, match="lstm"):
         apply_techniques(model, [Quantize(skip=("head",))], make_run())
+
+
+def test_layers_in_float64_stay_real_and_are_named():
+    class Doubled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(64, 10).double()
+
+        def forward(self, image):
+            return self.layer(image.flatten(1).double())
+
+    said: list[str] = []
+    model = apply_techniques(Doubled(), [Quantize()], make_run(teller=said.append))
+    assert type(model.layer) is nn.Linear
+    assert "quantize: left real: layer (it computes in float64, and what integers stand for is float32)" in said
