@@ -193,7 +193,7 @@ class _QuantizedRecurrent(HeldLayer, nn.RNNBase):
         self.requires_grad_(False)
 
     @property
-    def _flat_weights(self) -> list[Tensor | None]:  # type: ignore[override]
+    def _flat_weights(self) -> list[Tensor | None]:
         held = self.held()
         return [self.real_weight(name) if name in held else self._parameters[name] for name in self._flat_weights_names]
 
