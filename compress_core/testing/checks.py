@@ -8,7 +8,7 @@ from functools import partial
 
 from compress_core.catalog import catalog
 from compress_core.errors import PluginError, suggest
-from compress_core.parts import Technique
+from compress_core.parts import Exporter, Technique
 from compress_core.testing import promises
 from compress_core.testing.digits import Epochs
 from compress_core.testing.nets import NETS
@@ -92,7 +92,7 @@ def checks_for(
         nets: the networks to run it on, of `NETS`.
         others: the techniques to compose it with, before, after and together; every installed one unless given.
         compose: whether to compose it at all.
-        export: whether to send its result through every installed exporter.
+        export: whether to send its result through every installed exporter that writes files of its own.
 
     Raises:
         PluginError: there is no such network.
@@ -139,6 +139,8 @@ def _checks_on_nets(subject: Subject, nets: tuple[str, ...]) -> Iterator[Check]:
 
 def _checks_of_exports(subject: Subject, nets: tuple[str, ...]) -> Iterator[Check]:
     for name, kind in sorted(catalog().exporters.items()):
+        if kind.chosen is not Exporter.chosen:
+            continue
         yield Check(f"exports[{name}]", subject.technique.name, partial(promises.exports, subject, nets, kind))
 
 
