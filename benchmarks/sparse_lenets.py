@@ -9,7 +9,7 @@ all stay. "No loss" means that the mean over the seeds is no lower than the dens
 seen augmented pictures and the dense ones have not: with --full the dense networks are also trained on like the sparse
 ones, with the same pictures and teacher, only without `prune`.
 
-Time: 20 minutes on one core; --full trains more than twice as long, 80 minutes. Needs `mnist` in COMPRESS_DATA.
+Time: half an hour on one core; --full trains about three times as long. Needs `mnist` in COMPRESS_DATA.
 """
 
 from __future__ import annotations
