@@ -14,6 +14,8 @@ from compress_core.report.scatter import NARROWEST, Box, Tick, linear_ticks, sca
 WIDTH, HEIGHT = 320, 210
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 44
 TICKS = 4
+SMALLEST = 1e-30
+"""Curves nearer to zero are drawn as zeros: nothing that is measured is so small."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def line(points: Sequence[tuple[float, float]]) -> Line:
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    return widened(values, 0.06, least=NARROWEST * (max(map(abs, values)) or 1.0))
+    largest = max(map(abs, values))
+    return widened(values, 0.06, least=NARROWEST * (largest if largest > SMALLEST else 1.0))
 
 
 def _ticks(bounds: tuple[float, float], place: Callable[[float], float]) -> tuple[Tick, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from compress_core.report import CurveFigures
@@ -18,6 +18,7 @@ VALUES = st.floats(-1e6, 1e6, allow_nan=False)
 
 
 @given(st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=12))
+@example([(0.0, 5e-324)])
 def test_every_point_lies_in_the_frame_and_the_line_runs_to_the_right(points):
     drawn = line(points)
     frame = drawn.frame
