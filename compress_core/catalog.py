@@ -165,9 +165,17 @@ def _load(point: EntryPoint) -> Plugin:
     if point.attr:
         return replace(plugin, error=f"its entry point {point.value!r} names an attribute, not a module with the hooks")
     try:
-        return replace(plugin, module=import_module(point.module))
+        return replace(plugin, module=_imported(point.module))
     except (Exception, SystemExit) as error:
         return replace(plugin, error=f"{type(error).__name__}: {error}")
+
+
+def _imported(name: str) -> ModuleType:
+    """Import a module, and once more if Python's parser fails: CPython 3.11's does when two threads parse at once."""
+    try:
+        return import_module(name)
+    except SystemError:
+        return import_module(name)
 
 
 def _registered(manager: pluggy.PluginManager, plugin: Plugin, given: dict[str, Parts]) -> Plugin:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from importlib.metadata import Distribution
+from textwrap import dedent
 
 import pytest
 
@@ -128,6 +129,22 @@ def test_what_is_no_technique_is_refused(plugin, given):
     with pytest.raises(PluginError, match="plugin 'other': register_techniques gives") as caught:
         read_catalog([plugin("other", register_techniques=lambda: given)])
     assert "Technique" in caught.value.mend
+
+
+def test_a_plugin_is_imported_once_more_when_the_parser_itself_fails(tmp_path, monkeypatch):
+    source = """
+        from pathlib import Path
+        tried = Path(__file__).with_name("tried")
+        if not tried.exists():
+            tried.touch()
+            raise SystemError("AST constructor recursion depth mismatch (before=117, after=75)")
+        from tests.core.fakes import *
+    """
+    (tmp_path / "plugin_at_the_second_try.py").write_text(dedent(source))
+    monkeypatch.syspath_prepend(tmp_path)
+    found = read_catalog([point("late", "plugin_at_the_second_try")])
+    assert not found.broken
+    assert (tmp_path / "tried").exists()
 
 
 @pytest.mark.parametrize(
