@@ -29,13 +29,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks._resnets import fine_tuning, published, run_of, splits_anew
 from benchmarks.harness import Bench, Figure
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compress_core.data import Splits
-    from compress_core.parts import TrainingTechnique
     from compress_core.run import Run
 
 FEWER = 2.5
@@ -74,89 +74,28 @@ def run(bench: Bench) -> Iterator[Figure]:
     protocol = Protocol.of(bench)
     images = "10,000" if protocol.train else "49,000"
     bench.say(f"{images} training images, {protocol.epochs} epochs" + ("" if bench.full else "; --full takes hours"))
-    splits = _splits(bench, protocol)
+    splits = splits_anew(bench, protocol.seed, protocol.train, VALIDATION)
     nets = _networks(bench, protocol, splits)
-    macs = _macs(nets, _run(bench, protocol, splits()))
+    macs = _macs(nets, run_of(bench, protocol.seed, splits()))
     with tempfile.TemporaryDirectory() as folder:
-        files = _exported(nets, Path(folder), _run(bench, protocol, splits()))
+        files = _exported(nets, Path(folder), run_of(bench, protocol.seed, splits()))
         yield from _figures(files, macs, splits(), protocol, bench)
-
-
-def _splits(bench: Bench, protocol: Protocol) -> Callable[[], Splits]:
-    """Makes the splits anew, so that every training draws the same shifts."""
-    from benchmarks._pictures import Shifted, cifar10
-    from compress_core.data import Splits
-
-    found = cifar10(bench, protocol.seed, protocol.train, VALIDATION)
-
-    def again() -> Splits:
-        train = Shifted(found.train.columns, protocol.seed)
-        return Splits(train, found.validation, found.test, found.about)
-
-    return again
-
-
-def _run(bench: Bench, protocol: Protocol, splits: Splits, teacher: nn.Module | None = None) -> Run:
-    from compress_tasks import Classification
-
-    from compress_core.run import Run, as_teacher
-
-    return Run(
-        splits=splits,
-        task=Classification(),
-        seed=protocol.seed,
-        precision="bfloat16",
-        teacher=None if teacher is None else as_teacher(teacher),
-        printer=bench.say,
-        teller=bench.say,
-    )
 
 
 def _networks(bench: Bench, protocol: Protocol, splits: Callable[[], Splits]) -> dict[str, nn.Module]:
     """The three networks, trained."""
     from compress_distill import Distill
 
-    published = _published(bench)
+    tune = fine_tuning(protocol.epochs, RATE)
     bench.say("the dense network")
-    dense = _run(bench, protocol, splits()).train(_copy(published), [_tune(protocol)])
+    dense = run_of(bench, protocol.seed, splits()).train(published(bench, 56), [tune])
     bench.say(OURS)
-    world = _run(bench, protocol, splits(), teacher=dense)
-    ours = world.train(_pruned(_copy(published), world), [Distill(), _tune(protocol)])
+    world = run_of(bench, protocol.seed, splits(), teacher=dense)
+    ours = world.train(_pruned(published(bench, 56), world), [Distill(), tune])
     bench.say(PEER)
-    world = _run(bench, protocol, splits(), teacher=dense)
-    peer = world.train(torch_pruned(_copy(published), world), [Distill(), _tune(protocol)])
+    world = run_of(bench, protocol.seed, splits(), teacher=dense)
+    peer = world.train(torch_pruned(published(bench, 56), world), [Distill(), tune])
     return {DENSE: dense, OURS: ours, PEER: peer}
-
-
-def _published(bench: Bench) -> nn.Module:
-    from compress_zoo import ResNet56
-    from safetensors.torch import load_file
-
-    model = ResNet56()
-    model.load_state_dict(load_file(bench.weights("resnet56-cifar10")))
-    return model.eval()
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    from copy import deepcopy
-
-    return deepcopy(model)
-
-
-def _tune(protocol: Protocol) -> TrainingTechnique:
-    from compress_tune import Tune
-
-    return Tune(
-        epochs=protocol.epochs,
-        batch_size=128,
-        optimizer="sgd",
-        nesterov=True,
-        learning_rate=RATE,
-        weight_decay=5e-4,
-        schedule="cosine",
-        warmup=0.05,
-        keep="last",
-    )
 
 
 def _pruned(model: nn.Module, world: Run) -> nn.Module:
@@ -226,11 +165,15 @@ def _figures(
     bench: Bench,
 ) -> Iterator[Figure]:
     """What the files show."""
-    right = {name: _right(call, splits) for name, call in files.items()}
-    accuracy = {name: 100 * float(hits.mean()) for name, hits in right.items()}
+    from compress_tasks import Classification
+
+    from benchmarks._files import difference, right
+
+    hits = {name: right(call, splits, Classification()) for name, call in files.items()}
+    accuracy = {name: 100 * float(found.mean()) for name, found in hits.items()}
     seeds = (protocol.seed,)
     yield Figure("MACs", macs[OURS], "times", True, PEER, macs[PEER], FEWER, note="times fewer than the dense network")
-    value, low, high = _difference(right[DENSE], right[OURS])
+    value, low, high = difference(hits[DENSE], hits[OURS])
     yield Figure(
         "accuracy lost to the dense network",
         value,
@@ -243,7 +186,7 @@ def _figures(
         seeds=seeds,
         note=f"the dense network, fine-tuned alike: {accuracy[DENSE]:.2f} %; 95 % interval over the test images",
     )
-    value, low, high = _difference(right[OURS], right[PEER])
+    value, low, high = difference(hits[OURS], hits[PEER])
     yield Figure(
         "accuracy",
         accuracy[OURS],
@@ -257,23 +200,6 @@ def _figures(
     )
     for batch in BATCHES:
         yield _speed(files, splits, batch, bench)
-
-
-def _right(call: Callable[..., Tensor], splits: Splits) -> Tensor:
-    """1 for each test image that is classified rightly, else 0."""
-    import torch
-
-    from compress_core.data import batches
-
-    found = [call(batch["image"]).argmax(1) == batch["label"] for batch in batches(splits.test, 100)]
-    return torch.cat(found).double()
-
-
-def _difference(one: Tensor, other: Tensor) -> tuple[float, float, float]:
-    """In points: the mean of the paired differences and its 95 % interval."""
-    difference = 100 * (one - other)
-    mean, spread = float(difference.mean()), 1.96 * float(difference.std()) / len(difference) ** 0.5
-    return mean, mean - spread, mean + spread
 
 
 def _speed(files: Mapping[str, Callable[..., Tensor]], splits: Splits, batch: int, bench: Bench) -> Figure:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from benchmarks._resnets import published
 from benchmarks.harness import Bench, Figure
 
 if TYPE_CHECKING:
@@ -80,16 +81,12 @@ def _figure(model: nn.Module, world: Run, macs: int, what: tuple[str, float, boo
 def _setting(bench: Bench) -> tuple[nn.Module, Run]:
     from compress_data import Parquet
     from compress_tasks import Classification
-    from compress_zoo import ResNet20
-    from safetensors.torch import load_file
 
     from compress_core.run import Run
 
     folder = str(bench.data("cifar10"))
     splits = Parquet(folder=folder, image="img", limit=TRAIN, mean=MEAN, std=STD).splits(0)
-    model = ResNet20()
-    model.load_state_dict(load_file(bench.weights("resnet20-cifar10")))
-    return model.eval(), Run(splits, Classification())
+    return published(bench, 20), Run(splits, Classification())
 
 
 def _factorized(model: nn.Module, world: Run, what: tuple[str, float, bool], fit: str) -> nn.Module:

@@ -18,18 +18,17 @@ Time: 15 minutes on one core, with 4 epochs and one seed; --full takes 30 epochs
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks._resnets import fine_tuning, published, run_of, splits_anew
 from benchmarks.harness import Bench, Figure
 
 if TYPE_CHECKING:
     from torch import nn
 
     from benchmarks._files import Call
-    from compress_core.data import Splits
-    from compress_core.parts import TrainingTechnique
     from compress_core.run import Run
 
 VALIDATION = 1_000
@@ -44,74 +43,19 @@ ONNX, OPENVINO = "onnxruntime", "OpenVINO"
 
 def run(bench: Bench) -> Iterator[Figure]:
     """Quantize, prune and quantize, and compare the files."""
-    splits = _splits(bench)
-    world = _run(bench, splits())
-    with tempfile.TemporaryDirectory() as folder:
-        published = _published(bench)
-        yield from _quantizers(published, world, Path(folder), bench)
-        bench.say("the dense network, fine-tuned")
-        dense = _run(bench, splits()).train(_published(bench), [_tune(bench)])
-        bench.say("fewer blocks and channels, fine-tuned alike")
-        small = _run(bench, splits(), teacher=dense)
-        pruned = small.train(_pruned(_published(bench), small), _distilled(bench))
-        yield from _pruned_figures(dense, pruned, world, Path(folder), bench)
-
-
-def _splits(bench: Bench) -> Callable[[], Splits]:
-    """Makes the splits anew, so that every training draws the same shifts."""
-    from benchmarks._pictures import Shifted, cifar10
-    from compress_core.data import Splits
-
-    seed = bench.seeds[0]
-    found = cifar10(bench, seed, None, VALIDATION)
-    return lambda: Splits(Shifted(found.train.columns, seed), found.validation, found.test, found.about)
-
-
-def _run(bench: Bench, splits: Splits, teacher: nn.Module | None = None) -> Run:
-    from compress_tasks import Classification
-
-    from compress_core.run import Run, as_teacher
-
-    return Run(
-        splits=splits,
-        task=Classification(),
-        seed=bench.seeds[0],
-        precision="bfloat16",
-        teacher=None if teacher is None else as_teacher(teacher),
-        printer=bench.say,
-        teller=bench.say,
-    )
-
-
-def _published(bench: Bench) -> nn.Module:
-    from compress_zoo import ResNet20
-    from safetensors.torch import load_file
-
-    model = ResNet20()
-    model.load_state_dict(load_file(bench.weights("resnet20-cifar10")))
-    return model.eval()
-
-
-def _tune(bench: Bench) -> TrainingTechnique:
-    from compress_tune import Tune
-
-    return Tune(
-        epochs=FULL_EPOCHS if bench.full else EPOCHS,
-        batch_size=128,
-        optimizer="sgd",
-        nesterov=True,
-        learning_rate=RATE,
-        weight_decay=5e-4,
-        schedule="cosine",
-        warmup=0.05,
-        keep="last",
-    )
-
-
-def _distilled(bench: Bench) -> list[TrainingTechnique]:
     from compress_distill import Distill
 
-    return [Distill(), _tune(bench)]
+    seed, tune = bench.seeds[0], fine_tuning(FULL_EPOCHS if bench.full else EPOCHS, RATE)
+    splits = splits_anew(bench, seed, None, VALIDATION)
+    world = run_of(bench, seed, splits())
+    with tempfile.TemporaryDirectory() as folder:
+        yield from _quantizers(published(bench, 20), world, Path(folder), bench)
+        bench.say("the dense network, fine-tuned")
+        dense = run_of(bench, seed, splits()).train(published(bench, 20), [tune])
+        bench.say("fewer blocks and channels, fine-tuned alike")
+        small = run_of(bench, seed, splits(), teacher=dense)
+        pruned = small.train(_pruned(published(bench, 20), small), [Distill(), tune])
+        yield from _pruned_figures(dense, pruned, world, Path(folder), bench)
 
 
 def _pruned(model: nn.Module, world: Run) -> nn.Module:

@@ -28,13 +28,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks._resnets import fine_tuning, published, run_of, splits_anew
 from benchmarks.harness import Bench, Figure
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compress_core.data import Splits
-    from compress_core.parts import TrainingTechnique
     from compress_core.run import Run
 
 TRAIN, VALIDATION = 10_000, 1_000
@@ -66,43 +66,13 @@ class Protocol:
 def run(bench: Bench) -> Iterator[Figure]:
     """Fine-tune, quantize, and compare the files."""
     protocol = Protocol.of(bench)
-    splits = _splits(bench, protocol)
+    splits = splits_anew(bench, protocol.seed, protocol.train, VALIDATION)
     nets = _networks(bench, protocol, splits)
     with tempfile.TemporaryDirectory() as folder:
-        world = _run(bench, protocol, splits())
+        world = run_of(bench, protocol.seed, splits())
         sizes = {name: _artifact_bytes(net, Path(folder) / f"{name} artifact") for name, net in nets.items()}
         right = {name: _right(net, Path(folder) / name, world) for name, net in nets.items()}
     yield from _figures(right, sizes, protocol)
-
-
-def _splits(bench: Bench, protocol: Protocol) -> Callable[[], Splits]:
-    """Makes the splits anew, so that every training draws the same shifts."""
-    from benchmarks._pictures import Shifted, cifar10
-    from compress_core.data import Splits
-
-    found = cifar10(bench, protocol.seed, protocol.train, VALIDATION)
-
-    def again() -> Splits:
-        train = Shifted(found.train.columns, protocol.seed)
-        return Splits(train, found.validation, found.test, found.about)
-
-    return again
-
-
-def _run(bench: Bench, protocol: Protocol, splits: Splits, teacher: nn.Module | None = None) -> Run:
-    from compress_tasks import Classification
-
-    from compress_core.run import Run, as_teacher
-
-    return Run(
-        splits=splits,
-        task=Classification(),
-        seed=protocol.seed,
-        precision="bfloat16",
-        teacher=None if teacher is None else as_teacher(teacher),
-        printer=bench.say,
-        teller=bench.say,
-    )
 
 
 def _networks(bench: Bench, protocol: Protocol, splits: Callable[[], Splits]) -> dict[str, nn.Module]:
@@ -111,38 +81,14 @@ def _networks(bench: Bench, protocol: Protocol, splits: Callable[[], Splits]) ->
     from compress_quantize import Quantize
 
     bench.say(DENSE)
-    nets = {DENSE: _run(bench, protocol, splits()).train(_published(bench), [_tune(protocol)])}
+    tune = fine_tuning(protocol.epochs, RATE)
+    nets = {DENSE: run_of(bench, protocol.seed, splits()).train(published(bench, 20), [tune])}
     for name, (weights, activations) in BITS.items():
         bench.say(name)
-        world = _run(bench, protocol, splits(), teacher=nets[DENSE])
+        taught = run_of(bench, protocol.seed, splits(), teacher=nets[DENSE])
         quantize = Quantize(bits=weights, activation_bits=activations, learned=True)
-        nets[name] = world.train(_published(bench), [quantize, Distill(), _tune(protocol)])
+        nets[name] = taught.train(published(bench, 20), [quantize, Distill(), tune])
     return nets
-
-
-def _published(bench: Bench) -> nn.Module:
-    from compress_zoo import ResNet20
-    from safetensors.torch import load_file
-
-    model = ResNet20()
-    model.load_state_dict(load_file(bench.weights("resnet20-cifar10")))
-    return model.eval()
-
-
-def _tune(protocol: Protocol) -> TrainingTechnique:
-    from compress_tune import Tune
-
-    return Tune(
-        epochs=protocol.epochs,
-        batch_size=128,
-        optimizer="sgd",
-        nesterov=True,
-        learning_rate=RATE,
-        weight_decay=5e-4,
-        schedule="cosine",
-        warmup=0.05,
-        keep="last",
-    )
 
 
 def _artifact_bytes(net: nn.Module, folder: Path) -> int:
@@ -156,23 +102,21 @@ def _artifact_bytes(net: nn.Module, folder: Path) -> int:
 
 def _right(net: nn.Module, folder: Path, world: Run) -> Tensor:
     """1 for each test image that the exported network classifies rightly, else 0."""
-    import torch
     from compress_export import Onnx
 
-    from compress_core.data import batches
+    from benchmarks._files import right
 
     Onnx().export(net.cpu().eval(), folder, world.example)
-    call = Onnx().load(folder, threads=1)
-    found = [call(batch["image"]).argmax(1) == batch["label"] for batch in batches(world.splits.test, 100)]
-    return torch.cat(found).double()
+    return right(Onnx().load(folder, threads=1), world.splits, world.task)
 
 
 def _figures(right: Mapping[str, Tensor], sizes: Mapping[str, int], protocol: Protocol) -> Iterator[Figure]:
     """What was found."""
+    from benchmarks._files import difference
+
     accuracy = {name: 100 * float(hits.mean()) for name, hits in right.items()}
     for name, (weights, activations) in BITS.items():
-        difference = 100 * (right[DENSE] - right[name])
-        value, spread = float(difference.mean()), 1.96 * float(difference.std()) / len(difference) ** 0.5
+        value, low, high = difference(right[DENSE], right[name])
         yield Figure(
             f"accuracy lost with {weights}-bit weights and {activations}-bit activations",
             value,
@@ -180,8 +124,8 @@ def _figures(right: Mapping[str, Tensor], sizes: Mapping[str, int], protocol: Pr
             False,
             DENSE,
             goal=GOAL,
-            low=value - spread,
-            high=value + spread,
+            low=low,
+            high=high,
             seeds=(protocol.seed,),
             note=f"{accuracy[name]:.2f} % after {accuracy[DENSE]:.2f} % of the dense network, fine-tuned alike; "
             "95 % interval over the test images; first and last layer and residual sums have 8 bits",

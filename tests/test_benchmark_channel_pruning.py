@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks import channel_pruning
+from benchmarks._files import difference
 from benchmarks._pictures import PADDING, Pictures, Shifted, normalized
 from compress_core.data import Columns, Splits
 from compress_core.measure import counts
@@ -51,7 +52,7 @@ def test_a_plain_picture_is_normalized_as_the_published_networks_take_it() -> No
 
 def test_the_difference_is_paired_with_the_interval_of_its_mean() -> None:
     one, other = torch.tensor([1.0, 1.0, 0.0, 1.0]).double(), torch.tensor([1.0, 0.0, 0.0, 1.0]).double()
-    value, low, high = channel_pruning._difference(one, other)
+    value, low, high = difference(one, other)
     assert value == pytest.approx(25.0)
     assert (low, high) == pytest.approx((25 - 1.96 * 50 / 2, 25 + 1.96 * 50 / 2))
 
