@@ -19,6 +19,7 @@ COMPUTES = frozenset(
         "data",  # batches
         "factory",  # initial weights
         "files",  # the bytes of a folder
+        "forwards",  # of layers that are kept as integers or codes
         "masks",  # held zeros
         "measure",  # the metrics
         "modes",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compress_codes.coded import CodedTensor
+from compress_core.forwards import convolve_transposed
 from compress_core.masks import MARK, hold_zeros
 
 Sizes = tuple[int, ...]
@@ -205,7 +206,7 @@ class CodedConvTranspose(CodedLayer):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(N, in, ...) -> (N, out, ...)."""
-        return transposed(self, input, self.weight, output_size)
+        return convolve_transposed(self, input, self.weight, output_size)
 
 
 class CodedConvTranspose1d(CodedConvTranspose):
@@ -224,25 +225,6 @@ class CodedConvTranspose3d(CodedConvTranspose):
     """A transposed convolution over three axes with a coded weight."""
 
     REAL = nn.ConvTranspose3d
-
-
-def transposed(layer: Any, input: Tensor, weight: Tensor, output_size: list[int] | None) -> Tensor:
-    """What a transposed convolution gives with this weight; `output_size` as torch's forward takes it."""
-    axes = len(layer.kernel_size)
-    beyond = nn.modules.conv._ConvTransposeNd._output_padding(
-        layer, input, output_size, layer.stride, layer.padding, layer.kernel_size, axes, layer.dilation
-    )
-    convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
-    return convolve(
-        input,
-        weight,
-        layer.bias,
-        layer.stride,
-        layer.padding,
-        beyond,
-        layer.groups,
-        layer.dilation,
-    )
 
 
 KEPT: tuple[type[CodedLayer], ...] = (

@@ -1,8 +1,4 @@
-"""Recurrent layers whose weights are kept as codes; their biases stay real.
-
-torch's recurrent layers compute from `_flat_weights`, a list of all their tensors. Here it is made anew at every call,
-from the codes or from weights that train.
-"""
+"""Recurrent layers whose weights are kept as codes; their biases stay real."""
 
 from __future__ import annotations
 
@@ -12,25 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from compress_codes.coded import CodedTensor
+from compress_core.forwards import TensorsOfTheMoment
 from compress_core.masks import MARK, hold_zeros
 
 
-class _Flat(nn.RNNBase):
-    """What gives torch's forward the tensors of this moment."""
-
-    @property
-    def _flat_weights(self) -> list[Tensor | None]:
-        return [self._tensor(name) for name in self._flat_weights_names]
-
-    @_flat_weights.setter
-    def _flat_weights(self, value: object) -> None:
-        """Nothing: torch's own methods set what is made anew here."""
-
-    def _tensor(self, name: str) -> Tensor | None:
-        raise NotImplementedError
-
-
-class CodedRecurrent(_Flat):
+class CodedRecurrent(TensorsOfTheMoment):
     """What the kept recurrent layers share."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
@@ -40,7 +22,8 @@ class CodedRecurrent(_Flat):
         self.coded = nn.ModuleDict()
         self.requires_grad_(False)
 
-    def _tensor(self, name: str) -> Tensor | None:
+    def tensor(self, name: str) -> Tensor | None:
+        """A weight from its codes, or a tensor that is real."""
         if "coded" in self._modules and name in self.coded:
             found: Tensor = self.coded[name]()
             return found
@@ -61,7 +44,7 @@ class CodedRecurrent(_Flat):
         with torch.random.fork_rng(devices=[]):
             layer = kind(**recurrent_arguments(self)).to(next(self.buffers()).device)
         for name in self._flat_weights_names:
-            tensor = self._tensor(name)
+            tensor = self.tensor(name)
             assert tensor is not None
             layer.get_parameter(name).copy_(tensor)
         for name, coded in self.coded_tensors().items():

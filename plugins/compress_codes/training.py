@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compress_codes.coding import Coding, Granularity, Rows, rows_of
-from compress_codes.layers import transposed
-from compress_codes.recurrent import _Flat
+from compress_core.forwards import TensorsOfTheMoment, convolve_transposed
 
 
 class Coder(nn.Module):
@@ -154,7 +153,7 @@ class TrainingConv3d(Training, nn.Conv3d):
 class _TrainingTransposed(Training):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(N, in, ...) -> (N, out, ...)."""
-        return transposed(self, input, self.coded(), output_size)
+        return convolve_transposed(self, input, self.coded(), output_size)
 
 
 class TrainingConvTranspose1d(_TrainingTransposed, nn.ConvTranspose1d):
@@ -169,8 +168,8 @@ class TrainingConvTranspose3d(_TrainingTransposed, nn.ConvTranspose3d):
     """A transposed convolution that trains with codes."""
 
 
-class _TrainingRecurrent(Training, _Flat):
-    def _tensor(self, name: str) -> Tensor | None:
+class _TrainingRecurrent(Training, TensorsOfTheMoment):
+    def tensor(self, name: str) -> Tensor | None:
         return self.coded(name) if name in self.coders else self._parameters[name]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,7 @@ from compress_core.errors import ModelError
 from compress_core.parts import Exporter, Part
 
 if TYPE_CHECKING:
+    import onnx
     from torch import nn
 
     from compress_core.run import Run
@@ -41,7 +43,44 @@ class FreeAxes(Exporter):
         return tuple(sorted(axes))
 
 
-class Onnx(FreeAxes):
+class ThroughOnnx(FreeAxes):
+    """An exporter whose files are made of an ONNX model."""
+
+    opset: int = Field(default=20, ge=18, le=23)
+    """The version of ONNX's operators. Older runtimes want lower ones."""
+
+    @abstractmethod
+    def write(self, proto: onnx.ModelProto, folder: Path) -> float:
+        """Write the files, and return by how much a network with integers may differ in their runtime."""
+
+    def export(self, model: nn.Module, folder: Path, example: Example) -> Mapping[str, Any]:
+        """Write the network's files into `folder`.
+
+        Returns:
+            The files' inputs and outputs.
+
+        Raises:
+            ModelError: the network cannot be traced or written, or the runtime is missing or computes something else.
+        """
+        from compress_export.conversion import convert, has_integers
+        from compress_export.tracing import on_cpu
+        from compress_export.verification import FLOAT_ERROR, verify
+
+        model, example = on_cpu(model, example)
+        proto, signature = convert(model, example, self.opset, self.dynamic)
+        folder.mkdir(parents=True, exist_ok=True)
+        error = self.write(proto, folder)
+        verify(
+            self.load(folder, 1),
+            model,
+            example,
+            allowed=error if has_integers(proto) else FLOAT_ERROR,
+            free=self.dynamic,
+        )
+        return signature.about()
+
+
+class Onnx(ThroughOnnx):
     """One ONNX file for any size of the batch, run by onnxruntime.
 
     Integers stay integers: what `quantize` made becomes QuantizeLinear and DequantizeLinear around int8
@@ -51,34 +90,12 @@ class Onnx(FreeAxes):
 
     name = "onnx"
 
-    opset: int = Field(default=20, ge=18, le=23)
-    """The version of ONNX's operators. Older runtimes want lower ones."""
+    def write(self, proto: onnx.ModelProto, folder: Path) -> float:
+        """Write `model.onnx`."""
+        from compress_export.verification import INTEGER_ERROR
 
-    def export(self, model: nn.Module, folder: Path, example: Example) -> Mapping[str, Any]:
-        """Write `model.onnx` into `folder`.
-
-        Returns:
-            The file's inputs and outputs.
-
-        Raises:
-            ModelError: the network cannot be traced or written, or onnxruntime computes something else.
-        """
-        from compress_export.conversion import convert, has_integers
-        from compress_export.tracing import on_cpu
-        from compress_export.verification import FLOAT_ERROR, INTEGER_ERROR, verify
-
-        model, example = on_cpu(model, example)
-        proto, signature = convert(model, example, self.opset, self.dynamic)
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / FILE).write_bytes(proto.SerializeToString(deterministic=True))
-        verify(
-            self.load(folder, 1),
-            model,
-            example,
-            allowed=INTEGER_ERROR if has_integers(proto) else FLOAT_ERROR,
-            free=self.dynamic,
-        )
-        return signature.about()
+        return INTEGER_ERROR
 
     def load(self, folder: Path, threads: int) -> Callable[..., Any]:
         """Open `model.onnx` in onnxruntime; the result is called like the network and gives what it gives.
@@ -93,7 +110,7 @@ class Onnx(FreeAxes):
         return open_file(folder / FILE, threads)
 
 
-class OpenVino(FreeAxes):
+class OpenVino(ThroughOnnx):
     """OpenVINO's intermediate representation, `model.xml` and `model.bin`, run by its CPU plugin.
 
     Real numbers stay float32 where OpenVINO would take bfloat16, and int8 layers run in int8 kernels. Needs the extra
@@ -120,23 +137,15 @@ class OpenVino(FreeAxes):
             ModelError: OpenVINO is missing, cannot read the network, or computes something else.
         """
         self._check_installed()
-        from compress_export.conversion import convert, has_integers
-        from compress_export.openvino_ir import write
-        from compress_export.tracing import on_cpu
-        from compress_export.verification import FLOAT_ERROR, FUSED_ERROR, verify
+        return super().export(model, folder, example)
 
-        model, example = on_cpu(model, example)
-        proto, signature = convert(model, example, self.opset, self.dynamic)
-        folder.mkdir(parents=True, exist_ok=True)
+    def write(self, proto: onnx.ModelProto, folder: Path) -> float:
+        """Write `model.xml` and `model.bin`."""
+        from compress_export.openvino_ir import write
+        from compress_export.verification import FUSED_ERROR
+
         write(proto, folder)
-        verify(
-            self.load(folder, 1),
-            model,
-            example,
-            allowed=FUSED_ERROR if has_integers(proto) else FLOAT_ERROR,
-            free=self.dynamic,
-        )
-        return signature.about()
+        return FUSED_ERROR
 
     def load(self, folder: Path, threads: int) -> Callable[..., Any]:
         """Open the files in OpenVINO; the result is called like the network and gives what it gives.

@@ -19,6 +19,7 @@ import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decom
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compress_core.forwards import TensorsOfTheMoment, convolve_transposed
 from compress_core.masks import MARK, hold_zeros
 from compress_quantize.affine import WEIGHT_HIGHEST, WEIGHT_LOWEST, quantize, symmetric_scale
 
@@ -148,20 +149,7 @@ class _QuantizedConvTranspose(HeldLayer):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(N, in, ...) -> (N, out, ...)."""
-        axes = len(self.kernel_size)
-        beyond = nn.modules.conv._ConvTransposeNd._output_padding(
-            self,  # type: ignore[arg-type]
-            input,
-            output_size,
-            list(self.stride),
-            list(self.padding),
-            list(self.kernel_size),
-            axes,
-            list(self.dilation),
-        )
-        convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
-        weight, places = self.real_weight(), (self.stride, self.padding, beyond, self.groups, self.dilation)
-        return convolve(input, weight, self.bias, *places)  # type: ignore[arg-type]
+        return convolve_transposed(self, input, self.real_weight(), output_size)
 
 
 class QuantizedConvTranspose1d(_QuantizedConvTranspose):
@@ -182,7 +170,7 @@ class QuantizedConvTranspose3d(_QuantizedConvTranspose):
     REAL = nn.ConvTranspose3d
 
 
-class _QuantizedRecurrent(HeldLayer, nn.RNNBase):
+class _QuantizedRecurrent(HeldLayer, TensorsOfTheMoment):
     """What the recurrent layers share: torch's forward, with the tensors of the moment."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
@@ -192,14 +180,9 @@ class _QuantizedRecurrent(HeldLayer, nn.RNNBase):
                 self._hold(name, tuple(self.get_parameter(name).shape))
         self.requires_grad_(False)
 
-    @property
-    def _flat_weights(self) -> list[Tensor | None]:
-        held = self.held()
-        return [self.real_weight(name) if name in held else self._parameters[name] for name in self._flat_weights_names]
-
-    @_flat_weights.setter
-    def _flat_weights(self, value: object) -> None:
-        """Nothing: torch's own methods set what is made anew here."""
+    def tensor(self, name: str) -> Tensor | None:
+        """A weight from its integers, or a bias."""
+        return self.real_weight(name) if name in self.held() else self._parameters[name]
 
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments."""
